@@ -1,0 +1,49 @@
+# Every target sets itself up: a machine needs Python 3.11+ and make.
+PYTHON ?= python3
+BIN := .venv/bin
+PARITY := .venv-parity/bin
+# Turns off XLA's own CPU convolutions, which are slower than the library's; an experimental flag, so never set in mljax.
+XLA_CPU := --xla_cpu_experimental_ynn_fusion_type=-individual_convolution
+
+.PHONY: venv demo test slow parity notebook lint lock clean
+
+venv: $(BIN)/.ready
+
+$(BIN)/.ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+demo: venv
+	XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(BIN)/python -m mljax.main --config=configs/cmsg.py --workdir=runs/demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+slow: venv
+	$(BIN)/python -m pytest -m "slow and not parity"
+
+$(PARITY)/.ready: requirements.lock pyproject.toml
+	test -x $(PARITY)/python || $(PYTHON) -m venv .venv-parity
+	$(PARITY)/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers -c tools/parity-constraints.txt
+	$(PARITY)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(PARITY)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	touch $@
+
+parity: $(PARITY)/.ready
+	$(PARITY)/python -m pytest -m parity tests/parity
+
+notebook: venv
+	$(BIN)/python tools/run_notebook.py notebooks/tour.ipynb
+
+lint: venv
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+lock:
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/uv pip compile --quiet --no-header --no-emit-index-url --no-annotate --generate-hashes --python-version 3.11 \
+	  --extra test --extra notebooks --extra report pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv .venv-parity runs

@@ -1,0 +1,22 @@
+"""mljax: multi-label image classification systems in JAX/Flax.
+
+    import mljax
+    run = mljax.load("runs/cmsg")
+    run.predict(["photo.jpg"])
+
+Submodules are imported on first use, so that `import mljax` costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {"load": ("mljax.predict", "load")}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'mljax' has no attribute {name!r}")

@@ -1,0 +1,161 @@
+"""What the transformer backbones share: norm, stochastic depth, MLP, legal sizes, reading torch's weights."""
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mljax.backbones import _common
+from mljax.errors import UserError
+
+# timm's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations out: a plain normal.
+SMALL_NORMAL = nn.initializers.normal(0.02)
+# What torch's Conv2d starts from: uniform in +-1/sqrt(fan in).
+TORCH_CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class LayerNorm(nn.Module):
+    """Over the last axis, eps 1e-5, computed in float32 whatever the dtype of the result."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = nn.LayerNorm(1e-5, dtype=jnp.float32, use_fast_variance=False)
+        # Its parameters are this module's: one level less in every path.
+        nn.share_scope(self, norm)
+        return norm(x.astype(jnp.float32)).astype(self.dtype)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop the branch of whole images (Huang et al. 2016), scaled by 1/(1-rate). Rng "dropout"."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        if not train or self.rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+class Mlp(nn.Module):
+    """(.. d) -> 4d, activation, -> d."""
+
+    activation: Callable[[jax.Array], jax.Array]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        d = x.shape[-1]
+        dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
+        return dense(d, name="fc2")(self.activation(dense(4 * d, name="fc1")(x)))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x), exact."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x sigmoid(1.702 x): Microsoft's CvT."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def rates(highest: float, count: int) -> tuple[float, ...]:
+    """Drop path of every block: from 0 at the first to `highest` at the last.
+
+    Raises:
+      UserError: not in [0, 1).
+    """
+    if not 0.0 <= highest < 1.0:
+        raise UserError(f"The backbone's drop_path is {highest}; it is a share of images, in [0, 1).")
+    return tuple(np.linspace(0.0, highest, count).tolist())
+
+
+def check_image(image: jax.Array, multiple: int, name: str) -> None:
+    """UserError unless the image is (b h w 3) with sides that are multiples of `multiple`."""
+    _common.check_image(image, 3, name)
+    h, w = image.shape[1:3]
+    if h % multiple or w % multiple or not h or not w:
+        near = [max(multiple, round(side / multiple) * multiple) for side in (h, w)]
+        raise UserError(
+            f"The backbone {name} takes images whose height and width are multiples of {multiple}, and got {h}x{w};"
+            f" set the image size to {near[0]}x{near[1]}."
+        )
+
+
+def backbone_part(state: Mapping[str, Any], heads: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The backbone's tensors of a torch file, without the prefixes that savers put before the names.
+
+    `module.` goes; where there are names under `backbone.0.` (Query2Label), only those stay; each of `heads` goes.
+    """
+    plain = {name.removeprefix("module."): np.asarray(value) for name, value in state.items()}
+    if any(name.startswith("backbone.0.") for name in plain):
+        plain = {
+            name.removeprefix("backbone.0."): value for name, value in plain.items() if name.startswith("backbone.0.")
+        }
+    for head in heads:
+        plain = {name.removeprefix(head): value for name, value in plain.items()}
+    return plain
+
+
+def rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """Apply every (regular expression, replacement) in turn."""
+    for pattern, new in rules:
+        name = re.sub(pattern, new, name)
+    return name
+
+
+def torch_leaf(leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
+    """Name and array in linen's layout: weight -> scale (1-D), kernel (out in -> in out; out in h w -> h w in out)."""
+    if leaf != "weight":
+        return leaf, value
+    if value.ndim == 1:
+        return "scale", value
+    return "kernel", value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def window_of(table: np.ndarray) -> int:
+    """Side of the window that a bias table of (2*window-1)^2 rows is for.
+
+    Raises:
+      UserError: another number of rows.
+    """
+    side = round(len(table) ** 0.5)
+    if side * side != len(table) or side % 2 == 0:
+        raise UserError(
+            f"A relative position bias table has {len(table)} rows, which is no (2*window-1)^2; give weights of Swin"
+            " version 1 with square windows."
+        )
+    return (side + 1) // 2
+
+
+def resize_bias_table(table: np.ndarray, window: int) -> np.ndarray:
+    """((2*old-1)^2 k) -> ((2*window-1)^2 k): bicubic over the offsets, every head by itself."""
+    old, new = 2 * window_of(table) - 1, 2 * window - 1
+    matrix, image = _bicubic(old, new), np.asarray(table, np.float64).reshape(old, old, -1)
+    return np.einsum("ih,jw,hwk->ijk", matrix, matrix, image).reshape(new * new, -1).astype(np.asarray(table).dtype)
+
+
+def _bicubic(old: int, new: int) -> np.ndarray:
+    """(new old) matrix of cubic convolution (Keys 1981, a = -0.75) along one axis; borders repeat."""
+
+    def kernel(t: np.ndarray) -> np.ndarray:
+        t, a = np.abs(t), -0.75
+        near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+        far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+        return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
+
+    matrix = np.zeros((new, old))
+    at = (np.arange(new) + 0.5) * old / new - 0.5
+    for tap in range(-1, 3):
+        place = np.floor(at).astype(int) + tap
+        np.add.at(matrix, (np.arange(new), np.clip(place, 0, old - 1)), kernel(at - place))
+    return matrix

@@ -1,0 +1,67 @@
+"""section(name=..., **kw) -> object, by import: the list of systems is the list of files.
+
+A module in `mljax/systems`, `mljax/backbones` or `mljax/data` offers what it builds in `NAMES: dict[str, callable]`.
+`losses` and `optim` are single modules with the same table. Adding a system is adding a file.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+from mljax.errors import UserError, nearest
+
+
+@cache
+def names(kind: str) -> dict[str, Callable[..., Any]]:
+    """All names of a kind ("systems", "backbones", "data", "losses", ..) with what builds them."""
+    module = importlib.import_module(f"mljax.{kind}")
+    table: dict[str, Callable[..., Any]] = dict(getattr(module, "NAMES", {}))
+    for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        if not info.name.startswith("_"):
+            table |= getattr(importlib.import_module(f"mljax.{kind}.{info.name}"), "NAMES", {})
+    return table
+
+
+def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keywords that a config section may set: those of the constructor's signature."""
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+
+
+def find(kind: str, name: str) -> Callable[..., Any]:
+    table = names(kind)
+    if name not in table:
+        raise UserError(f"There is no {name!r} among the {kind}{nearest(name, table)}.")
+    return table[name]
+
+
+def build(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
+    """Build what a config section names.
+
+    Args:
+      kind: where to look: "systems", "backbones", "data", "losses".
+      section: `name` plus exactly the constructor's keywords.
+      given: further arguments of the constructor that do not come from the config.
+    Raises:
+      UserError: no such name, or a key that is not a keyword of the constructor; the nearest name is in the sentence.
+    """
+    settings = dict(section)
+    name = settings.pop("name", None)
+    if name is None:
+        raise UserError(f"The config section for {kind} has no 'name'{nearest('', names(kind))}.")
+    constructor = find(kind, name)
+    allowed = keywords(constructor)
+    for key in settings:
+        if key not in allowed or key in given:
+            options = set(allowed) - set(given)
+            raise UserError(f"{name!r} ({kind}) has no setting {key!r}{nearest(key, options)}.")
+    missing = [k for k, p in allowed.items() if p.default is p.empty and k not in settings and k not in given]
+    if missing:
+        raise UserError(f"{name!r} ({kind}) needs the setting {missing[0]!r} in its config section.")
+    return constructor(**settings, **{k: v for k, v in given.items() if k in allowed})

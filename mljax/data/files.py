@@ -1,0 +1,74 @@
+"""What every reader of image files needs: where data lies, whether its images are there, what changes with them."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mljax.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+def data_folder(root: str | os.PathLike | None) -> Path:
+    """The folder that holds data sets: `root`, or the environment variable MLJAX_DATA.
+
+    Raises:
+      UserError: neither is given, or it is not a folder.
+    """
+    given = root if root not in (None, "") else os.environ.get("MLJAX_DATA")
+    if not given:
+        raise UserError(
+            "No data folder is given: set 'root' in the data section or the environment variable MLJAX_DATA."
+        )
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        origin = "'root'" if root not in (None, "") else "The environment variable MLJAX_DATA"
+        raise UserError(f"{origin} names {str(folder)!r}, which is not a folder.")
+    return folder
+
+
+def some(names: Iterable[object], limit: int = 3) -> str:
+    """'a', 'b', 'c' and 5 more."""
+    listed = [repr(str(name)) for name in names]
+    more = len(listed) - limit
+    return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")
+
+
+def fingerprint(
+    ids: Sequence[str], paths: Sequence[str | os.PathLike], labels: np.ndarray, *, where: str, hint: str = ""
+) -> str:
+    """Hash of ids, labels, and size and time of every image file; the files must exist.
+
+    Args:
+      ids: N names of images.
+      paths: N image files.
+      labels: (N l).
+      where: what names the images, for the error: "ImageSets/Main/test.txt".
+      hint: what to do, for the error; empty: add them or take them off the list.
+    Returns:
+      32 hexadecimal digits. Copying files without keeping their times changes it.
+    Raises:
+      UserError: images are absent; the sentence has their number and the first of them.
+    """
+    stats = np.zeros((len(paths), 2), np.int64)
+    absent = []
+    for row, path in enumerate(paths):
+        try:
+            status = os.stat(path)
+        except OSError:
+            absent.append(path)
+        else:
+            stats[row] = status.st_size, status.st_mtime_ns
+    if absent:
+        shown = ", ".join(repr(str(path)) for path in absent[:3])
+        raise UserError(
+            f"{where} names {len(paths)} images, of which {len(absent)} are not there, first {shown}"
+            f": {hint or 'add them or take them off the list'}."
+        )
+    digest = hashlib.sha256("\n".join(ids).encode())
+    for array in (stats, labels):
+        digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]

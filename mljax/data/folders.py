@@ -1,0 +1,143 @@
+"""Anyone's images in folders named for their labels: `{root}/{split}/{class}/photo.jpg`.
+
+A photo with several labels lies (as a copy or a link) in several class folders under the same file name. A
+photo that lies directly in `{root}/{split}` has no label. Files of the same name but different content are
+different photos.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mljax.data.files import IMAGES, data_folder, fingerprint, some
+from mljax.data.labels import spelled_twice
+from mljax.data.source import Files, Source
+from mljax.errors import UserError, nearest
+
+
+def folders(
+    split: str,
+    *,
+    root: str | None = None,
+    classes: Sequence[str] = (),
+    train_split: str = "train",
+    title: str = "",
+) -> Source:
+    """One split of images sorted into class folders; images in the order of class and file name.
+
+    Args:
+      split: a folder under `root`.
+      root: the folder of the splits; None: the environment variable MLJAX_DATA.
+      classes: label order; empty: the sorted class folders of `train_split`.
+      train_split: the folder that is trained on.
+      title: what results call the data set; empty: the name of `root`.
+    Returns:
+      The split; ids are `class/file` with the first class that a photo is in, or `file` for a photo without
+      label.
+    Raises:
+      UserError: a folder is absent or empty, or a split has a class folder that training does not have.
+    """
+    folder = data_folder(root)
+    if not (folder / split).is_dir():
+        raise UserError(f"There is no split {split!r} in {str(folder)!r}{nearest(split, _folders(folder))}.")
+    names = _classes(folder, split, tuple(classes), train_split)
+    photos = _photos(folder / split, names)
+    if not photos:
+        raise UserError(
+            f"{str(folder / split)!r} holds no images ({', '.join(IMAGES)}): expected are {{class}}/photo.jpg."
+        )
+    paths = [os.fspath(path) for path, _ in photos]
+    ids = [path.relative_to(folder / split).as_posix() for path, _ in photos]
+    labels = np.zeros((len(photos), len(names)), np.uint8)
+    for row, (_, columns) in enumerate(photos):
+        labels[row, columns] = 1
+    return Source(
+        name=f"{title or folder.resolve().name} {split}",
+        classes=names,
+        ids=ids,
+        labels=labels,
+        observed=np.ones_like(labels),
+        scored=np.ones_like(labels),
+        read=Files(paths),
+        fingerprint=fingerprint(
+            ids,
+            paths,
+            labels,
+            where=f"The folder {str(folder / split)!r}",
+            hint="mend or remove broken links",
+        ),
+    )
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith(".") and not p.is_dir()
+    )
+
+
+def _classes(folder: Path, split: str, classes: tuple[str, ...], train_split: str) -> tuple[str, ...]:
+    present = _folders(folder / split)
+    names = classes
+    if not names:
+        if not (folder / train_split).is_dir():
+            raise UserError(
+                f"There is no folder {train_split!r} in "
+                f"{str(folder)!r}{nearest(train_split, _folders(folder))}, whose class "
+                "folders give the labels: set train_split, or list 'classes'."
+            )
+        names = tuple(_folders(folder / train_split))
+        if not names:
+            raise UserError(f"{str(folder / train_split)!r} has no class folders: expected are {{class}}/photo.jpg.")
+        if empty := [name for name in names if not _images(folder / train_split / name)]:
+            raise UserError(
+                f"Class folders in {str(folder / train_split)!r} hold no images: {some(empty)}; fill or remove them."
+            )
+    if pair := spelled_twice([*names, *present]):
+        raise UserError(
+            f"{str(folder)!r} spells a class in two ways, {pair[0]!r} and {pair[1]!r}: rename one of the folders."
+        )
+    if len(set(names)) < len(names):
+        raise UserError("'classes' names a label twice: list every label once.")
+    if unknown := [name for name in present if name not in names]:
+        whose = "'classes'" if classes else f"the split {train_split!r}"
+        raise UserError(
+            f"{str(folder / split)!r} has class folders that {whose} does not have: {some(unknown)}; add "
+            "images of them there, "
+            "remove the folders, or list 'classes'."
+        )
+    return names
+
+
+def _photos(folder: Path, names: Iterable[str]) -> list[tuple[Path, list[int]]]:
+    """Every photo with the columns of its labels."""
+    photos: list[tuple[Path, list[int]]] = []
+    by_name: dict[str, list[int]] = {}
+    places = [(column, folder / name) for column, name in enumerate(names) if (folder / name).is_dir()]
+    for column, place in [*places, (None, folder)]:
+        for path in _images(place):
+            same = [row for row in by_name.get(path.name, []) if _same_content(photos[row][0], path)]
+            if not same:
+                by_name.setdefault(path.name, []).append(len(photos))
+                photos.append((path, []))
+            row = same[0] if same else len(photos) - 1
+            if column is not None:
+                photos[row][1].append(column)
+    return photos
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    try:
+        if os.path.samefile(one, other):
+            return True
+        return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False  # a broken link, which the fingerprint reports by name
+
+
+NAMES = {"folders": folders}

@@ -1,0 +1,143 @@
+"""From a source to batches: grain shuffles, decodes, augments; every random choice depends on (seed, step) alone.
+
+A resume slices the batched data set at its step, so any number of threads or workers, and a resume, give the same batches.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from mljax.data.images import ImageError, decode
+from mljax.data.source import Source
+from mljax.errors import UserError
+
+Transform = Callable[[Any, np.random.Generator], np.ndarray]
+log = logging.getLogger("mljax")
+
+
+@dataclasses.dataclass
+class Failures:
+    """Unreadable training images: each named once, and too many of them end the run."""
+
+    total: int
+    allowed: float = 0.01
+    found: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def add(self, name: str, why: str) -> None:
+        if name in self.found:
+            return
+        self.found[name] = why
+        log.warning("skipped unreadable image %d: %s", len(self.found), why)
+        if len(self.found) > max(1, self.allowed * self.total):
+            raise UserError(
+                f"{len(self.found)} of {self.total} training images cannot be read, more than {self.allowed:.0%};"
+                f" the first: {', '.join(list(self.found)[:5])}. Mend or remove them."
+            )
+
+
+@dataclasses.dataclass
+class Load(grain.transforms.RandomMap):
+    """index -> a record with its augmented image (h w 3) uint8, or views (v h w 3) besides."""
+
+    source: Source
+    transform: Transform
+    views: int = 1
+    failures: Failures | None = None
+
+    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        record, image = self._readable(int(index))
+        views = [self.transform(image, rng) for _ in range(self.views)]
+        out = {
+            "image": views[0],
+            "labels": record["labels"].astype(np.float32),
+            "observed": record["observed"].astype(np.float32),
+            "index": record["index"],
+            "mask": np.float32(1),
+        }
+        if self.views > 1:
+            out["views"] = np.stack(views)
+        return out
+
+    def _readable(self, index: int) -> tuple[dict[str, Any], Any]:
+        """The record at `index`; in training the next readable one takes the place of an unreadable one."""
+        for offset in range(len(self.source)):
+            i = (index + offset) % len(self.source)
+            try:
+                record = self.source[i]
+                return record, decode(record["image"], where=str(self.source.ids[i]))
+            except (ImageError, OSError) as error:
+                if self.failures is None:
+                    raise UserError(f"{error} (in {self.source.name}, which must be complete)") from None
+                self.failures.add(str(self.source.ids[i]), str(error))
+        raise UserError(f"No image of {self.source.name} can be read.")
+
+
+def train_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int,
+    steps: int,
+    views: int = 1,
+    threads: int = 8,
+    workers: int = 0,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches `start` .. `steps` of an endless shuffled stream; each epoch is a new order.
+
+    Args:
+      batch_size: over all processes; this process gets its share.
+      seed: of order and augmentation.
+      start: the first step wanted: a resume slices here.
+      steps: of the whole run.
+    """
+    process, count = jax.process_index(), jax.process_count()
+    load = Load(source, transform, views, Failures(len(source)))
+    epochs = -(-steps * batch_size // len(source)) + 1
+    data = grain.MapDataset.range(len(source)).seed(seed)[process::count].shuffle().repeat(epochs)
+    data = data.random_map(load).batch(batch_size // count, drop_remainder=True)[start:steps]
+    return _iterate(data, threads, workers, batch_size)
+
+
+def eval_batches(
+    source: Source, transform: Transform, *, batch_size: int, threads: int = 8, workers: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every image once, in order; the last batch is padded by copies that carry mask 0."""
+    process, count = jax.process_index(), jax.process_count()
+    data = grain.MapDataset.range(len(source)).seed(0)[process::count].random_map(Load(source, transform))
+    local = batch_size // count
+    for batch in _iterate(data.batch(local, drop_remainder=False), threads, workers, batch_size):
+        yield pad(batch, local)
+
+
+def pad(batch: dict[str, Any], size: int) -> dict[str, Any]:
+    """Fill a batch up to `size` by repeating its last example, with mask 0."""
+    missing = size - len(batch["mask"])
+    if not missing:
+        return batch
+
+    def fill(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+
+    filled = jax.tree.map(fill, batch)
+    filled["mask"][-missing:] = 0
+    return filled
+
+
+def _iterate(data: grain.MapDataset, threads: int, workers: int, batch_size: int) -> Iterator[Any]:
+    # The buffer counts elements of the last MapDataset, that is whole batches: the default of 500 would fill the memory.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, min(threads, 512 // batch_size)))
+    iterator = data.to_iter_dataset(options)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain's workers refuse to start otherwise (notebooks, tests)
+            flags.FLAGS.mark_as_parsed()
+        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(iterator)

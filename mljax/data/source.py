@@ -1,0 +1,99 @@
+"""A split of a data set: its facts as arrays, its images on demand."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mljax.build import build
+from mljax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """One split: `len(source)` examples, `source[i]` a record.
+
+    Attributes:
+      name: what results call it, e.g. "VOC2007 re-split test".
+      classes: the l class names, in label order.
+      ids: N names of images, for people and lists.
+      labels: (N l) uint8 in {0, 1}.
+      observed: (N l) uint8 in {0, 1}: 1 where training may know the label.
+      scored: (N l) uint8 in {0, 1}: 1 where average precision counts the entry.
+      read: index -> encoded bytes, or a decoded (h w 3) uint8 array; picklable.
+      fingerprint: changes when ids, labels or image files change.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    labels: np.ndarray
+    observed: np.ndarray
+    scored: np.ndarray
+    read: Callable[[int], bytes | np.ndarray]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        return {
+            "image": self.read(index),
+            "labels": self.labels[index],
+            "observed": self.observed[index],
+            "index": np.int32(index),
+        }
+
+    def subset(self, indices: np.ndarray, suffix: str) -> "Source":
+        """The examples at `indices`, in that order."""
+        indices = np.asarray(indices)
+        return dataclasses.replace(
+            self,
+            name=self.name + suffix,
+            ids=[self.ids[i] for i in indices],
+            labels=self.labels[indices],
+            observed=self.observed[indices],
+            scored=self.scored[indices],
+            read=Picked(self.read, indices),
+            fingerprint=f"{self.fingerprint}{suffix}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Picked:
+    """`read` of a subset."""
+
+    read: Callable[[int], bytes | np.ndarray]
+    indices: np.ndarray
+
+    def __call__(self, index: int) -> bytes | np.ndarray:
+        return self.read(int(self.indices[index]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """`read` of images that are files."""
+
+    paths: Sequence[str]
+
+    def __call__(self, index: int) -> bytes:
+        return Path(self.paths[index]).read_bytes()
+
+
+def load(section: Mapping[str, Any], split: str) -> Source:
+    """Build the split `NAME` or `NAME[a:b]` (Python slice of its order, e.g. "trainval[:-500]") of a data section."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d*):(-?\d*)\])?", split)
+    if not match:
+        raise UserError(f"The split {split!r} is not a name or a slice like 'trainval[:-500]'.")
+    name, start, stop = match.groups()
+    source = build("data", section, split=name)
+    if start is None:
+        return source
+    indices = np.arange(len(source))[int(start) if start else None : int(stop) if stop else None]
+    if not len(indices):
+        raise UserError(f"The split {split!r} is empty: {name!r} has {len(source)} images.")
+    return source.subset(indices, f"[{start}:{stop}]")

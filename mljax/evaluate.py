@@ -1,0 +1,207 @@
+"""Scores of a split -> scores.npz -> metrics -> report.json -> the table that papers print.
+
+python -m mljax.evaluate --workdir=runs/cmsg [--split=val] [--definition=env] [--checkpoint=best]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from mljax import metrics, optim, rundir
+from mljax.data import features, loader
+from mljax.data.source import Source
+from mljax.errors import UserError, nearest
+from mljax.experiment import Experiment
+
+SELECTIONS = ("last", "best", "best_of_raw_and_ema")
+
+
+class Scorer:
+    """Runs a system in evaluation mode over a split, compiled once."""
+
+    def __init__(self, experiment: Experiment, devices: list[jax.Device]):
+        self.experiment = experiment
+        mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+        self.whole, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+        self.devices = len(devices)
+        self._scores = jax.jit(experiment.scores)
+        self._outputs = jax.jit(
+            lambda variables, batch: experiment.system.apply(variables, experiment.prepare(batch), train=False)
+        )
+
+    def batches(self, source: Source, maps: Mapping[str, Any] | None, config: ConfigDict) -> Iterator[Iterator[Any]]:
+        """One iterator of padded batches per view of `config.cache.eval_views`, or one of the plain transform."""
+        size = -(-config.eval.batch_size // self.devices) * self.devices
+        views = self.experiment.eval_views
+        for look in views or (self.experiment.eval_transform(),):
+            if maps is not None and isinstance(look, features.View):
+                yield features.cached_eval_batches(source, maps[look.text], size)
+            else:
+                options = {"threads": config.input.threads, "workers": config.input.workers}
+                yield loader.eval_batches(source, look, batch_size=size, **options)
+
+    def scores(self, variables: Any, source: Source, maps: Mapping[str, Any] | None, config: ConfigDict) -> np.ndarray:
+        """(N l) float32 on the scale of logits, averaged over views; every image exactly once."""
+        variables = jax.device_put(variables, self.whole)
+        views = []
+        for batches in self.batches(source, maps, config):
+            found = []
+            for batch in batches:
+                scores = self._scores(variables, jax.device_put(batch, self.split))
+                found.append((scores, batch["mask"]))
+            views.append(np.concatenate([np.asarray(s)[m > 0] for s, m in found]))
+        return np.mean(views, axis=0, dtype=np.float64).astype(np.float32)
+
+    def outputs(self, variables: Any, source: Source, look: str | None, config: ConfigDict) -> Any:
+        """`Outputs` of a whole split as host arrays, for `refresh`: logits and label features, in the source's order."""
+        transform = self.experiment.eval_transform() if look is None else features.view(look)
+        variables = jax.device_put(variables, self.whole)
+        size = -(-config.eval.batch_size // self.devices) * self.devices
+        logits, labels = [], []
+        for batch in loader.eval_batches(source, transform, batch_size=size, threads=config.input.threads):
+            out = self._outputs(variables, jax.device_put(batch, self.split))
+            keep = batch["mask"] > 0
+            logits.append(np.asarray(out.logits)[keep])
+            if out.label_features is not None:
+                labels.append(np.asarray(out.label_features)[keep])
+        return {"logits": np.concatenate(logits), "label_features": np.concatenate(labels) if labels else None}
+
+
+def measure(scores: np.ndarray, source: Source, config: ConfigDict) -> dict[str, Any]:
+    """Metrics of a split by the config's definitions, in percent."""
+    return metrics.evaluate(
+        scores, source.labels, source.scored, classes=source.classes,
+        definition=config.eval.definition, threshold=config.eval.threshold,
+    )  # fmt: skip
+
+
+def averaged(state: Any) -> Any:
+    """The variables that an evaluation of the EMA runs on."""
+    variables = {**state.variables}
+    if "batch_stats" in variables:
+        variables["batch_stats"] = optim.ema_merge(state.ema["batch_stats"], variables["batch_stats"])
+    return {"params": optim.ema_merge(state.ema["params"], state.params), **variables}
+
+
+def raw_and_ema(stage: Any, state: Any) -> dict[str, dict[str, Any]]:
+    """Reports of the raw and, where there is one, the averaged parameters on the evaluation split."""
+    candidates = {"raw": {"params": state.params, **state.variables}}
+    if state.ema is not None:
+        candidates["ema"] = averaged(state)
+    return {
+        kind: measure(stage.scorer.scores(v, stage.eval, stage.cached_eval, stage.config), stage.eval, stage.config)
+        for kind, v in candidates.items()
+    }
+
+
+def select(stage: Any, state: Any) -> tuple[Any, str]:
+    """The variables that a run reports, and how they were chosen."""
+    how = stage.config.eval.select
+    if how not in SELECTIONS:
+        raise UserError(f"config.eval.select is {how!r}{nearest(how, SELECTIONS)}.")
+    if how == "last":
+        kind = "ema" if state.ema is not None else "raw"
+        chosen = averaged(state) if state.ema is not None else {"params": state.params, **state.variables}
+        return chosen, f"last step ({kind})"
+    step = stage.checkpoints.best
+    found = stage.checkpoints.restore(jax.eval_shape(lambda: state), "best")
+    kind = stage.checkpoints.meta(step).get("kind", "raw")
+    chosen = averaged(found) if kind == "ema" else {"params": found.params, **found.variables}
+    return chosen, f"{how.replace('_', ' ')} on {stage.eval.name}, step {step} ({kind})"
+
+
+def finish(stage: Any, variables: Any, by: str) -> dict[str, Any]:
+    """Score the evaluation split, write scores.npz and report.json, print the table."""
+    scores = stage.scorer.scores(variables, stage.eval, stage.cached_eval, stage.config)
+    return write(stage.workdir, scores, stage.eval, stage.config, by=by, step=stage.total)
+
+
+def write(
+    workdir: Path, scores: np.ndarray, source: Source, config: ConfigDict, *, by: str, step: int, suffix: str = ""
+) -> dict[str, Any]:
+    """Keep scores and report of a split in the run directory and print the table."""
+    report = {"split": source.name, "images": len(source), **measure(scores, source, config)}
+    report |= {"seed": config.seed, "step": step, "selected_by": by, "definition": config.eval.definition}
+    temporary = workdir / f".scores{suffix}.npz"
+    try:
+        np.savez_compressed(
+            temporary, scores=scores, labels=source.labels, scored=source.scored, ids=np.array(source.ids, dtype=str),
+            classes=np.array(source.classes),
+        )  # fmt: skip
+        temporary.replace(workdir / f"scores{suffix}.npz")
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"Scores cannot be written to {workdir} ({error.strerror}); free space and run again."
+        ) from None
+    rundir.write_text(workdir / f"report{suffix}.json", json.dumps(report, indent=2))
+    print(table(report))
+    print(f"run directory: {workdir}")
+    return report
+
+
+def finished(workdir: Path) -> dict[str, Any] | None:
+    """The report of a run that is complete, its table printed again; None if there is more to do."""
+    path = workdir / "report.json"
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text())
+    print(table(report))
+    print(f"run directory: {workdir} (finished earlier; nothing was trained)")
+    return report
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The table of CMSG's paper: AP per class and mAP, then CP CR CF1 OP OR OF1 over all labels and over the top 3."""
+    found, aps = report["metrics"], report["per_class_AP"]
+    width = max(map(len, aps), default=5)
+    columns = max(1, min(4, 100 // (width + 10)))
+    rows = -(-len(aps) // columns)
+    cells = [f"{name:<{width}} {'  -  ' if ap is None else f'{ap:5.1f}'}" for name, ap in aps.items()]
+    lines = [f"{report['split']}: {report['images']} images, {report['selected_by']}, seed {report['seed']}"]
+    lines += ["AP per class (%)", *("   ".join(cells[r::rows]) for r in range(rows)), ""]
+    names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
+    lines.append(
+        f"{'mAP':>7} | " + " ".join(f"{n:>6}" for n in names) + " | top 3 " + " ".join(f"{n:>6}" for n in names)
+    )
+    values = [found["mAP"], *(found[n] for n in names), *(found[f"{n}_3"] for n in names)]
+    text = [f"{'-' if v is None else format(v, '6.2f'):>6}" for v in values]
+    lines.append(f"{text[0]:>7} | " + " ".join(text[1:7]) + " |       " + " ".join(text[7:]))
+    if report.get("left_out"):
+        lines.append(f"without a positive, left out of mAP: {', '.join(report['left_out'])}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m mljax.evaluate", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, help="run directory")
+    parser.add_argument("--split", help="any split of the run's data set, e.g. val or 'trainval[-500:]'")
+    parser.add_argument("--checkpoint", choices=("selected", "last", "best"), default="selected")
+    parser.add_argument("--ema", action="store_true", help="score the averaged parameters")
+    parser.add_argument("--definition", help="of average precision: raw, env, sklearn, 11point")
+    parser.add_argument("--views", help="average over these views, e.g. 448,448:flip")
+    args = parser.parse_args(argv)
+    from mljax.predict import load
+
+    run = load(args.workdir, checkpoint=args.checkpoint, ema=args.ema or None)
+    if args.definition:
+        run.experiment.config.eval.definition = args.definition
+    if args.views:
+        run.experiment.config.cache.eval_views = tuple(args.views.split(","))
+    run.evaluate(args.split)
+    return 0
+
+
+if __name__ == "__main__":
+    from mljax.main import guarded
+
+    sys.exit(guarded(main))

@@ -1,0 +1,216 @@
+"""From a config to the objects of a run: sources, meta, system, weights, variables. Config stops here."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mljax import weights
+from mljax.build import build, find, keywords, names
+from mljax.criterion import criterion
+from mljax.data import features, transforms
+from mljax.data.source import Source, load
+from mljax.errors import UserError, nearest
+from mljax.parallel import axis_of
+from mljax.types import Batch, Meta
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What training, evaluation and prediction share.
+
+    Attributes:
+      config: of the stage.
+      meta: facts of the training split.
+      system: the linen module.
+      mean, std: (3,) of the backbone's weights, for values in [0, 1].
+    """
+
+    config: ConfigDict
+    meta: Meta
+    system: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def prepare(self, batch: Batch) -> dict[str, Any]:
+        """On the device: uint8 images to normalised floats; cached endpoints pass through."""
+        batch = dict(batch)
+        for key in ("image", "views"):
+            if key in batch and not isinstance(batch[key], Mapping):
+                batch[key] = normalise(batch[key], self.mean, self.std, DTYPES[self.config.dtype])
+        return batch
+
+    def scores(self, variables: Mapping[str, Any], batch: Batch) -> jax.Array:
+        """(b l) scores on the scale of logits, in evaluation mode: the system's own `scores`, or its logits."""
+        batch = self.prepare(batch)
+        if hasattr(self.system, "scores"):
+            return self.system.apply(variables, batch, method="scores").astype(jnp.float32)
+        return self.system.apply(variables, batch, train=False).logits.astype(jnp.float32)
+
+    def encode(self, variables: Mapping[str, Any]) -> Callable[[np.ndarray], dict[str, jax.Array]]:
+        """(b h w 3) uint8 -> the frozen backbone's endpoints, for the feature cache."""
+        backbone = self.system.backbone.clone(parent=None, name=None)
+        inner = {c: v["backbone"] for c, v in variables.items() if "backbone" in v}
+
+        @jax.jit
+        def run(inner: Any, image: jax.Array) -> dict[str, jax.Array]:
+            return backbone.apply(inner, normalise(image, self.mean, self.std), train=False)
+
+        return lambda image: run(inner, image)
+
+    @property
+    def eval_views(self) -> tuple[features.View, ...]:
+        return tuple(features.view(v) for v in self.config.cache.eval_views)
+
+    def eval_transform(self) -> Callable[..., np.ndarray]:
+        return settings(transforms.evaluate, self.config.input.eval, "config.input.eval", size=self.config.input.size)
+
+    def train_transform(self) -> Callable[..., np.ndarray]:
+        return settings(transforms.train, self.config.input.train, "config.input.train", size=self.config.input.size)
+
+
+def normalise(image: jax.Array, mean: Any, std: Any, dtype: Any = jnp.float32) -> jax.Array:
+    """uint8 (.. 3) -> (x / 255 - mean) / std in `dtype`."""
+    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    scale, shift = 1 / (255 * std), -mean / std
+    shape = (1,) * (image.ndim - 1) + (3,)
+    return (image.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)).astype(dtype)
+
+
+def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Call a constructor with a config section that has no name; a wrong key names its neighbour."""
+    allowed = keywords(constructor)
+    for key in section:
+        if key not in allowed:
+            raise UserError(f"{where} has no setting {key!r}{nearest(key, allowed)}.")
+    return constructor(**{**given, **section})
+
+
+def source(config: ConfigDict, split: str, *, training: bool) -> Source:
+    """A split of the run's data set; `config.splits` names the usual ones, any other split may be asked for."""
+    section = dict(config.data)
+    constructor = find("data", section.get("name", ""))
+    if "training" in keywords(constructor):
+        section["training"] = training
+    return load(section, split)
+
+
+def make_meta(config: ConfigDict, train: Source) -> Meta:
+    """The facts of a training split, label vectors included where the config asks for them."""
+    return Meta(
+        name=train.name,
+        classes=tuple(train.classes),
+        labels=train.labels * train.observed,
+        observed=train.observed,
+        vectors=label_vectors(config, train.classes),
+    )
+
+
+def label_vectors(config: ConfigDict, classes: tuple[str, ...]) -> np.ndarray | None:
+    """(l e) by `config.vectors`: "auto" takes what the data set brings along, else a file or "glove"."""
+    if config.vectors == "none":
+        return None
+    if config.vectors == "auto":
+        own = getattr(__import__(find("data", config.data.name).__module__, fromlist=["_"]), "VECTORS", None)
+        return own() if own else None
+    from mljax.data.labels import load_vectors
+
+    return load_vectors(classes, source=config.vectors, root=config.data.get("root"))
+
+
+def preprocessing(config: ConfigDict) -> dict[str, Any]:
+    """What travels with the weights of a config: mean, std and provenance; a run directory keeps it."""
+    if config.weights.name is None:
+        return {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "weights": None}
+    record = weights.resolve(config.weights.name, config.backbone.name)
+    mean, std = weights.preprocessing(record)
+    return {"mean": list(mean), "std": list(std), "weights": dataclasses.asdict(record)}
+
+
+def assemble(config: ConfigDict, meta: Meta, values: Mapping[str, Any]) -> Experiment:
+    """Build the system of a config for the facts of a training split; `values` are those of `preprocessing`."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"config.dtype is {config.dtype!r}{nearest(config.dtype, DTYPES)}.")
+    if not meta.num_labels:
+        raise UserError(f"{meta.name} has no classes.")
+    common = {"dtype": DTYPES[config.dtype], "axis": axis_of(config.parallel)}
+    backbone = build("backbones", config.backbone, **common)
+    system = build("systems", config.system, backbone=backbone, criterion=criterion(config.loss), meta=meta, **common)
+    return Experiment(config, meta, system, tuple(values["mean"]), tuple(values["std"]))
+
+
+def example_batch(experiment: Experiment, batch_size: int, endpoints: Mapping[str, tuple[int, ...]] | None = None):
+    """A batch of zeros as the system will see it, for initialisation and shapes."""
+    size, labels = experiment.config.input.size, experiment.meta.num_labels
+    batch: dict[str, Any] = {
+        "image": np.zeros((batch_size, size, size, 3), np.uint8),
+        "labels": np.zeros((batch_size, labels), np.float32),
+        "observed": np.ones((batch_size, labels), np.float32),
+        "index": np.zeros((batch_size,), np.int32),
+        "mask": np.ones((batch_size,), np.float32),
+    }
+    views = experiment.config.input.views
+    if views > 1:
+        batch["views"] = np.zeros((batch_size, views, size, size, 3), np.uint8)
+    if endpoints:
+        del batch["image"]
+        batch["endpoints"] = {k: np.zeros((batch_size, *s), np.float16) for k, s in endpoints.items()}
+    return batch
+
+
+def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
+    """Random variables with the pretrained backbone merged in, strictly."""
+    batch = example_batch(experiment, 2)
+    key, draw = jax.random.split(jax.random.key(seed))
+
+    def init(keys: Any) -> Any:
+        rngs = {"params": keys[0], "dropout": keys[1], "draw": keys[1]}
+        prepared = experiment.prepare(batch)
+        if axis_of(experiment.config.parallel) is None:
+            return experiment.system.init(rngs, prepared, jnp.int32(0), method="loss")
+        # collectives need their axis at initialisation too: one device stands for all
+        lift = jax.vmap(lambda b: experiment.system.init(rngs, b, jnp.int32(0), method="loss"), axis_name="data")
+        return jax.tree.map(lambda x: x[0], lift(jax.tree.map(lambda x: x[None], prepared)))
+
+    variables = jax.jit(init)((key, draw))
+    config = experiment.config
+    if config.weights.name is None:
+        return variables
+    record = weights.resolve(config.weights.name, config.backbone.name)
+    loaded = weights.load(record, config.backbone.name, prefix=config.weights.prefix)
+    for collection in ("params", "batch_stats"):
+        if "backbone" in variables.get(collection, {}):
+            own = variables[collection]["backbone"]
+            merged = weights.merge(own, loaded.get(collection, {}), skip=tuple(config.weights.skip))
+            variables[collection] = {**variables[collection], "backbone": merged}
+    return variables
+
+
+def cache_key(experiment: Experiment, variables: Mapping[str, Any]) -> str:
+    """What cached endpoints depend on besides the images."""
+    section = {k: v for k, v in experiment.config.backbone.items()}
+    head = json.dumps([section, experiment.config.dtype, experiment.mean, experiment.std], sort_keys=True, default=str)
+    digest = hashlib.sha256(head.encode())
+    for collection in ("params", "batch_stats"):
+        for path, leaf in jax.tree.leaves_with_path(variables.get(collection, {}).get("backbone", {})):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def listing() -> str:
+    """Names of systems, backbones, losses and data sets, for `--list`."""
+    lines = []
+    for kind in ("systems", "backbones", "data", "losses"):
+        lines.append(f"{kind}:")
+        lines += [f"  {name}" for name in sorted(names(kind))]
+    return "\n".join(lines)

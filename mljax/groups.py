@@ -1,0 +1,146 @@
+"""Regex groups of parameters: which one takes which parameter, at which rate and weight decay.
+
+Paths of parameters are written "backbone/layer1/conv/kernel".
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mljax.errors import UserError, nearest
+
+Groups = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+class Leaf(NamedTuple):
+    """How one parameter is trained."""
+
+    group: str  # the pattern that took it, "" for none
+    lr: float  # factor of the schedule
+    weight_decay: float
+    frozen: bool
+
+
+def paths(tree: Any) -> dict[str, Any]:
+    """{"a/b/c": leaf} in tree order."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): leaf for path, leaf in flat}
+
+
+def path_name(path: Any) -> str:
+    """A path of jax.tree_util as "a/b/c"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def freeze(stages: str, at: str = "backbone") -> Groups:
+    """The group that goes with a backbone's `frozen="stem,layer1"` (or "all"): no updates, no decay."""
+    names = [re.escape(name.strip()) for name in stages.split(",") if name.strip()]
+    if not names:
+        return ()
+    inner = "" if names == ["all"] else f"({'|'.join(names)})(/|$)"
+    return ((f"(^|/){re.escape(at)}/{inner}", {"frozen": True}),)
+
+
+def assign(
+    params: Any, groups: Groups = (), *, weight_decay: float = 0.0, no_decay: Sequence[str] = ()
+) -> dict[str, Leaf]:
+    """Which group takes which parameter: the first whose pattern is found in its path.
+
+    Args:
+      params: tree of arrays, or of their shapes.
+      groups: ((regex, {"lr": factor, "weight_decay": value, "frozen": bool}), ..), each key optional.
+      weight_decay: of parameters whose group names none.
+      no_decay: last names of paths ("bias", "scale"), or "1-D": of at most one axis. Wins over groups.
+    Raises:
+      UserError: a pattern that takes no parameter, a key that does not exist, nothing left to train.
+    """
+    shapes = paths(params)
+    taken: dict[str, tuple[str, dict[str, Any]]] = {}
+    for pattern, options in groups:
+        options = _check_group(pattern, options)
+        found = [path for path in shapes if re.search(pattern, path)]
+        fresh = [path for path in found if path not in taken]
+        if not found:
+            raise UserError(
+                f"The group {pattern!r} of config.optim.groups matches no parameter{_near(pattern, shapes)}."
+            )
+        if not fresh:
+            raise UserError(
+                f"The group {pattern!r} of config.optim.groups comes too late: all its parameters belong to"
+                " earlier groups; move it up."
+            )
+        taken |= dict.fromkeys(fresh, (pattern, options))
+    spared = _spared(shapes, no_decay)
+    leaves = {}
+    for path in shapes:
+        pattern, options = taken.get(path, ("", {}))
+        decay = 0.0 if path in spared else float(options.get("weight_decay", weight_decay))
+        leaf = Leaf(pattern, float(options.get("lr", 1.0)), decay, False)
+        leaves[path] = Leaf(pattern, 0.0, 0.0, True) if options.get("frozen", False) else leaf
+    if all(leaf.frozen for leaf in leaves.values()):
+        raise UserError("The groups of config.optim.groups freeze every parameter; leave at least one to train.")
+    return leaves
+
+
+def _check_group(pattern: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"The group {pattern!r} of config.optim.groups is no regular expression: {error}.") from None
+    options = dict(options)
+    for key, value in options.items():
+        if key not in ("lr", "weight_decay", "frozen"):
+            hint = nearest(key, ("lr", "weight_decay", "frozen"))
+            raise UserError(f"The group {pattern!r} of config.optim.groups has no setting {key!r}{hint}.")
+        if not value >= 0:
+            raise UserError(f"The group {pattern!r} of config.optim.groups sets {key} to {value}; it is at least 0.")
+    return options
+
+
+def _near(pattern: str, names: Iterable[str]) -> str:
+    """A hint among all paths, their beginnings and their parts; else the top names."""
+    parts = [name.split("/") for name in names]
+    whole = {"/".join(p[:i]) for p in parts for i in range(1, len(p) + 1)} | {name for p in parts for name in p}
+    word = re.sub(r"[\^$.*?()\\]", "", pattern).strip("/")
+    close = difflib.get_close_matches(word, sorted(whole), n=1)
+    return nearest(word, close if close else {p[0] for p in parts})
+
+
+def _spared(shapes: Mapping[str, Any], no_decay: Sequence[str]) -> set[str]:
+    spared = set()
+    for name in (no_decay,) if isinstance(no_decay, str) else no_decay:
+        last = {path: path.rsplit("/", 1)[-1] for path in shapes}
+        found = {p for p in shapes if (np.ndim(shapes[p]) <= 1 if name == "1-D" else last[p] == name)}
+        if not found:
+            hint = nearest(name, {"1-D", *last.values()})
+            raise UserError(f"config.optim.no_decay names {name!r} and no parameter ends in that{hint}.")
+        spared |= found
+    return spared
+
+
+def describe(
+    params: Any,
+    groups: Groups = (),
+    *,
+    lr: float = 1.0,
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] = (),
+) -> str:
+    """A table for people: per group, how many tensors and numbers it trains, at which rate and decay."""
+    shapes = paths(params)
+    rows: dict[Leaf, list[int]] = {}
+    for path, leaf in assign(params, groups, weight_decay=weight_decay, no_decay=no_decay).items():
+        rows.setdefault(leaf, []).append(int(np.prod(np.shape(shapes[path]))))
+    order = [pattern for pattern, _ in groups] + [""]
+    lines: list[tuple[str, ...]] = [("group", "tensors", "parameters", "lr", "weight decay")]
+    for leaf, sizes in sorted(rows.items(), key=lambda row: (order.index(row[0].group), -row[0].weight_decay)):
+        rate = ("frozen", "-") if leaf.frozen else (f"{lr * leaf.lr:.3g}", f"{leaf.weight_decay:.3g}")
+        lines.append((leaf.group or "(the rest)", str(len(sizes)), f"{sum(sizes):,}", *rate))
+    wide = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join(
+        "  ".join([line[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(line[1:], wide[1:]))]) for line in lines
+    )

@@ -1,0 +1,94 @@
+"""jit or pmap, one step: collectives that vanish when arrays are global.
+
+A loss in this library obeys one rule: the mean over devices of what each device returns is the loss of the whole batch. Then
+`pmean` of the gradients is the gradient of that loss, with `all_gather` and `pmean` inside it or not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mljax.errors import UserError
+
+AXIS = "data"
+
+
+def pmean(tree: Any, axis: str | None) -> Any:
+    """Mean over devices; the identity when arrays are global (axis None)."""
+    return tree if axis is None else jax.lax.pmean(tree, axis)
+
+
+def psum(tree: Any, axis: str | None) -> Any:
+    """Sum over devices; the identity when arrays are global (axis None)."""
+    return tree if axis is None else jax.lax.psum(tree, axis)
+
+
+def all_gather(x: Any, axis: str | None) -> Any:
+    """(b ..) on every device -> (devices*b ..) of all; the identity when arrays are global (axis None)."""
+    return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def axis_of(parallel: str) -> str | None:
+    """The axis name that modules and losses get: "data" under pmap, None under jit."""
+    if parallel not in ("jit", "pmap"):
+        raise UserError(f"config.parallel is {parallel!r}; it is 'jit' or 'pmap'.")
+    return AXIS if parallel == "pmap" else None
+
+
+def devices_for(count: int | None) -> list[jax.Device]:
+    """The first `count` devices, or all of them."""
+    devices = jax.devices()
+    if count is None:
+        return devices
+    if not 1 <= count <= len(devices):
+        raise UserError(
+            f"config.devices asks for {count} devices and this machine has {len(devices)} ({devices[0].platform});"
+            " lower it, or leave it None to use all."
+        )
+    return devices[:count]
+
+
+def compile_step(
+    step: Callable[[Any, Any], tuple[Any, Any]], parallel: str, devices: list[jax.Device]
+) -> tuple[Callable, Callable, Callable]:
+    """Compile `step(state, batch) -> (state, metrics)` for some devices.
+
+    Returns:
+      (step, place_state, place): the compiled step, which donates its state; what puts a host state and a host batch
+      where the step wants them. The state is never replicated by hand.
+    """
+    if parallel == "pmap":
+        compiled = jax.pmap(
+            step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
+        )
+        return compiled, jax.device_put, lambda batch: jax.tree.map(lambda x: _split(x, len(devices)), batch)
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    compiled = jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+    return compiled, lambda state: _put(state, whole), lambda batch: _put(batch, split)
+
+
+def _split(x: np.ndarray, count: int) -> np.ndarray:
+    return x.reshape(count, x.shape[0] // count, *x.shape[1:])
+
+
+def _put(tree: Any, sharding: NamedSharding) -> Any:
+    """Host arrays to (possibly multi-host) global arrays: each process holds its part of a batch."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    if sharding.spec == P():
+        return jax.tree.map(lambda x: jax.make_array_from_callback(np.shape(x), sharding, lambda i: x[i]), tree)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def check_batch(batch_size: int, devices: int) -> None:
+    """A batch must divide over the devices: said once, before anything is compiled."""
+    if batch_size % devices:
+        raise UserError(
+            f"A batch of {batch_size} does not divide over {devices} devices; make config.optim.batch_size a multiple of"
+            f" {devices}, or set config.devices."
+        )

@@ -1,0 +1,164 @@
+"""A run directory: everything that is needed to repeat and to explain a run."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from mljax import config as configs
+from mljax.errors import UserError
+from mljax.types import Meta
+
+# Keys that change how fast or how loudly a run goes, or on what, but not what it computes.
+FREE = (
+    "log_every",
+    "devices",
+    "parallel",
+    "input.threads",
+    "input.workers",
+    "eval.batch_size",
+    "data.root",
+    "cache.limit_gb",
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "mljax")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write through a temporary file, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); free space or choose another --workdir."
+        ) from None
+
+
+def open_run(workdir: Path, config: ConfigDict) -> None:
+    """Make the directory, or check that it belongs to the same config.
+
+    Raises:
+      UserError: the directory holds a run of another config; the sentence names what differs.
+    """
+    path = workdir / "config.json"
+    if path.is_file():
+        old, new = json.loads(path.read_text()), json.loads(configs.to_json(config))
+        changed = [d for d in configs.differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
+        if changed:
+            more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
+            raise UserError(
+                f"{workdir} holds a run of another config; it differs in {'; '.join(changed[:6])}{more}."
+                " Choose another --workdir, or delete this one."
+            )
+        return
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no run of mljax; choose another --workdir.")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be made ({error.strerror}); choose another --workdir.") from None
+    write_text(path, configs.to_json(config))
+    write_text(workdir / "env.json", json.dumps(environment(), indent=2))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, command and commit."""
+    import jax
+
+    found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform(), "command": sys.argv}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    found["devices"] = [str(d) for d in jax.devices()]
+    found["device_kind"] = jax.devices()[0].device_kind
+    found["xla_flags"] = os.environ.get("XLA_FLAGS", "")
+    try:
+        here = Path(__file__).parent
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+        found["commit"] = answer.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        found["commit"] = None
+    return found
+
+
+def save_meta(workdir: Path, meta: Meta, preprocessing: dict[str, Any]) -> None:
+    """Keep what the system was built from, so that it can be built again without data and weights files."""
+    write_text(workdir / "preprocessing.json", json.dumps(preprocessing, indent=2, default=str))
+    path = workdir / "meta.npz"
+    arrays: dict[str, Any] = {
+        "classes": np.array(meta.classes),
+        "name": np.array(meta.name),
+        "labels": np.packbits(meta.labels, axis=1),
+        "observed": np.packbits(meta.observed, axis=1),
+    }
+    if meta.vectors is not None:
+        arrays["vectors"] = meta.vectors
+    temporary = workdir / f".meta.{os.getpid()}.npz"
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(path)
+
+
+def load_meta(workdir: Path) -> Meta:
+    path = workdir / "meta.npz"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no meta.npz: the run there never started training.")
+    with np.load(path) as arrays:
+        classes = tuple(str(c) for c in arrays["classes"])
+        return Meta(
+            name=str(arrays["name"]),
+            classes=classes,
+            labels=np.unpackbits(arrays["labels"], axis=1)[:, : len(classes)],
+            observed=np.unpackbits(arrays["observed"], axis=1)[:, : len(classes)],
+            vectors=arrays.get("vectors"),
+        )
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no config.json; give the --workdir of a run.")
+    return configs.from_json(path.read_text())
+
+
+def stage_configs(config: ConfigDict) -> list[ConfigDict]:
+    """The config of each stage: the base with the stage's partial laid over it, in order."""
+    stages = []
+    for i, partial in enumerate(config.stages or ({},)):
+        stage = ConfigDict(config.to_dict())
+        stage.stages = ()
+        _overlay(stage, dict(partial), f"config.stages[{i}]")
+        stages.append(stage)
+    return stages
+
+
+def _overlay(config: ConfigDict, partial: Mapping[str, Any], where: str) -> None:
+    from mljax.errors import nearest
+
+    with config.unlocked():
+        for key, value in partial.items():
+            if key not in config:
+                raise UserError(f"{where} has no key {key!r}{nearest(key, config.keys())}.")
+            if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
+                if "name" in value and value["name"] != config[key].get("name"):
+                    config[key] = dict(value)
+                else:
+                    config[key].update(dict(value))
+            else:
+                config[key] = value
+
+
+def load_preprocessing(workdir: Path) -> dict[str, Any]:
+    """Mean, std and provenance of the weights that a run started from."""
+    return json.loads((workdir / "preprocessing.json").read_text())

@@ -1,0 +1,1 @@
+"""Systems, one file per paper: how a batch becomes outputs and a loss."""

@@ -1,0 +1,73 @@
+"""Backbone, global pooling, linear classifier: what every paper's table starts from."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mljax.criterion import Criterion
+from mljax.errors import UserError, nearest
+from mljax.layers import encode, final, torch_linear_init
+from mljax.types import Batch, Meta, Outputs
+
+POOLING = ("average", "max", "mean_of_both")
+
+
+class Baseline(nn.Module):
+    """Pooled features and one linear layer.
+
+    Attributes:
+      backbone: image -> endpoints; the last one is pooled.
+      labels: l.
+      pooling: "average" (the ResNet-101 rows of most tables), "max" (ML-GCN's baseline), or "mean_of_both".
+      dropout: before the classifier.
+
+    Reference: "ResNet-101 GAP / GMP" rows, e.g. Chen et al., "Multi-Label Image Recognition with Graph Convolutional
+    Networks", CVPR 2019, table 1.
+    Attention is the class activation map (Zhou et al., CVPR 2016), softmax-normalised over positions.
+    """
+
+    backbone: nn.Module
+    criterion: Criterion
+    labels: int
+    pooling: str = "average"
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        feature_map = final(encode(self.backbone, batch, train=train)).astype(jnp.float32)
+        average, largest = feature_map.mean((1, 2)), feature_map.max((1, 2))
+        pooled = {"average": average, "max": largest, "mean_of_both": (average + largest) / 2}[self.pooling]
+        width = pooled.shape[-1]
+        kernel = self.param("kernel", torch_linear_init(width), (width, self.labels))
+        bias = self.param("bias", torch_linear_init(width), (self.labels,))
+        logits = nn.Dropout(self.dropout, deterministic=not train)(pooled) @ kernel + bias[None]
+        activation = jnp.einsum("bhwd,dl->blhw", feature_map, kernel)
+        attention = nn.softmax(activation.reshape(*activation.shape[:2], -1), axis=-1).reshape(activation.shape)
+        return Outputs(logits=logits, attention=attention[:, None])
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del step
+        return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
+
+
+def baseline(
+    *,
+    backbone: nn.Module,
+    criterion: Criterion,
+    meta: Meta,
+    pooling: str = "average",
+    dropout: float = 0.0,
+    dtype: Any = jnp.float32,
+    axis: str | None = None,
+) -> Baseline:
+    """The baseline for a data set; see `Baseline` for the settings."""
+    if pooling not in POOLING:
+        raise UserError(f"config.system.pooling is {pooling!r}{nearest(pooling, POOLING)}.")
+    return Baseline(backbone, criterion, meta.num_labels, pooling, dropout, dtype, axis)
+
+
+NAMES = {"baseline": baseline}

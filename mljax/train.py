@@ -1,0 +1,344 @@
+"""The one trainer: state, step, and the loop over stages, epochs and steps. Systems supply only what differs."""
+
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mljax import evaluate, experiment, optim, parallel, progress, rundir
+from mljax.build import keywords
+from mljax.checkpoint import Checkpoints
+from mljax.data import features, loader
+from mljax.errors import UserError, nearest
+from mljax.experiment import Experiment
+from mljax.groups import freeze
+from mljax.types import TrainState
+
+log = logging.getLogger("mljax")
+OWN_KEYS = ("epochs", "batch_size")  # of config.optim, read here; the rest is the optimiser's
+
+
+def make_optimizer(config: ConfigDict, params: Any, steps_per_epoch: int) -> Any:
+    """The optax transformation of `config.optim`, with the backbone's frozen stages without updates."""
+    section = {k: v for k, v in config.optim.items() if k not in OWN_KEYS}
+    allowed = set(keywords(optim.optimizer)) - {"params", "total_steps", "steps_per_epoch"}
+    for key in section:
+        if key not in allowed:
+            raise UserError(f"config.optim has no setting {key!r}{nearest(key, allowed | set(OWN_KEYS))}.")
+    section["groups"] = (*freeze(config.backbone.get("frozen", "")), *section.get("groups", ()))
+    total = steps_per_epoch * config.optim.epochs
+    return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)
+
+
+def create_state(variables: dict[str, Any], tx: Any, *, ema: float, seed: int) -> TrainState:
+    """The state before the first step, on the host's default device."""
+    variables = dict(variables)
+    params = variables.pop("params")
+    averaged = {"params": params, "batch_stats": variables.get("batch_stats", {})}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        variables=variables,
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, averaged) if ema else None,
+        rng=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def make_step(run: Experiment, tx: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """`step(state, batch) -> (state, metrics)`, written once for jit (global arrays) and pmap (per device)."""
+    axis, decay, system = parallel.axis_of(run.config.parallel), float(run.config.ema), run.system
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = run.prepare(batch)
+        draw = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        local = draw if axis is None else jax.random.fold_in(draw, jax.lax.axis_index(axis))
+        rngs = {"dropout": local, "draw": draw}
+        mutable = [name for name in state.variables if name != "constants"]
+
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            (loss, terms), changed = system.apply(
+                {"params": params, **state.variables}, batch, state.step, method="loss", rngs=rngs, mutable=mutable
+            )
+            return loss, (terms, changed)
+
+        (loss, (terms, changed)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        grads, loss, terms = parallel.pmean((grads, loss, terms), axis)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+        variables = {**state.variables, **changed}
+        ema = state.ema
+        if ema is not None:
+            now = {"params": params, "batch_stats": variables.get("batch_stats", {})}
+            ema = optim.ema_update(ema, now, decay)
+        metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": optim.learning_rate(opt_state), **terms}
+        return TrainState(state.step + 1, params, variables, opt_state, ema, state.rng), metrics
+
+    return step
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """L2 norm of a gradient, in float32."""
+    return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)), jnp.float32(0)))
+
+
+class Stop(Exception):
+    """The user asked to leave; the state was saved."""
+
+
+def fit(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Train all stages of a config in a run directory, resuming where it was left; returns the final report.
+
+    Raises:
+      UserError: whatever a user can mend, in one sentence; checkpoints written so far stay.
+      Stop: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    stages = rundir.stage_configs(config)
+    rundir.open_run(workdir, config)
+    with progress.Writer(workdir) as writer:
+        report = evaluate.finished(workdir)
+        if report is not None:
+            return report
+        for index, stage in enumerate(stages):
+            report = Stage(stage, workdir, index, len(stages), writer).run()
+        assert report is not None
+        return report
+
+
+class Stage:
+    """One stage of a run: its objects, and the loop over them."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, index: int, count: int, writer: progress.Writer):
+        self.config, self.workdir, self.index, self.last = config, workdir, index, index == count - 1
+        self.label = f"stage {index + 1}/{count} " if count > 1 else ""
+        self.writer = writer
+        self.folder = workdir / "checkpoints" / f"{index}"
+        self.devices = parallel.devices_for(config.devices)
+        parallel.check_batch(config.optim.batch_size, len(self.devices))
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end of the stage; the last stage is scored and reported."""
+        self._sources()
+        self._objects()
+        with Checkpoints(self.folder, keep_best_of=self.config.eval.get("metric", "mAP")) as self.checkpoints:
+            state = self._initial()
+            if int(state.step) < self.total:
+                state = self._loop(state)
+            if not self.last:
+                return {}
+            chosen, by = evaluate.select(self, state)
+            return evaluate.finish(self, chosen, by)
+
+    # --- what a stage needs ----------------------------------------------------------------------------------------
+
+    def _sources(self) -> None:
+        config, size = self.config, self.config.optim.batch_size
+        self.train = experiment.source(config, config.splits.train, training=True)
+        self.eval = experiment.source(config, config.splits.eval, training=False)
+        if self.train.classes != self.eval.classes:
+            raise UserError(
+                f"The classes of {self.train.name} and {self.eval.name} differ; both splits must share one list."
+            )
+        if len(self.train) < size:
+            raise UserError(
+                f"{self.train.name} has {len(self.train)} images, fewer than a batch of {size};"
+                " lower config.optim.batch_size."
+            )
+        self.steps_per_epoch = len(self.train) // size
+        self.total = self.steps_per_epoch * config.optim.epochs
+
+    def _objects(self) -> None:
+        meta = experiment.make_meta(self.config, self.train)
+        values = experiment.preprocessing(self.config)
+        rundir.save_meta(self.workdir, meta, values)
+        self.experiment = experiment.assemble(self.config, meta, values)
+
+    def _initial(self) -> TrainState:
+        """The state to start from, in this order: this stage's checkpoint, what the stage before left, pretrained weights."""
+        config = self.config
+        variables = experiment.init_variables(self.experiment, config.seed)
+        self._cache(variables)
+        self.tx = make_optimizer(config, variables["params"], self.steps_per_epoch)
+        state = create_state(variables, self.tx, ema=config.ema, seed=config.seed)
+        if self.index == 0 and self.checkpoints.latest is None:
+            self.writer.model_table(variables["params"], self.workdir)
+        self.step, self.place_state, self.place = parallel.compile_step(
+            make_step(self.experiment, self.tx), config.parallel, self.devices
+        )
+        self.scorer = evaluate.Scorer(self.experiment, self.devices)
+        if self.checkpoints.latest is not None:
+            state = self.checkpoints.restore(jax.eval_shape(lambda: state), "last")
+            self.writer.line(f"{self.label}resumed at step {int(state.step)} of {self.total}")
+        elif self.index:
+            state = self._take_over(state)
+        return self.place_state(state)
+
+    def _take_over(self, state: TrainState) -> TrainState:
+        """Start from the stage before: `config.start` says from its last, best, or averaged parameters."""
+        start, before = self.config.start, self.workdir / "checkpoints" / f"{self.index - 1}"
+        if start not in ("last", "best", "ema"):
+            raise UserError(f"config.start is {start!r}{nearest(start, ('last', 'best', 'ema'))}.")
+        with Checkpoints(before, keep_best_of=self.config.eval.get("metric", "mAP")) as old:
+            found = old.restore_params("best" if start == "best" else "last")
+        params, variables = found["params"], found["variables"]
+        if start == "ema":
+            if found["ema"] is None:
+                raise UserError("config.start='ema' and the stage before kept no average; set its config.ema.")
+            params = optim.ema_merge(found["ema"]["params"], params)
+            if "batch_stats" in variables:
+                stats = optim.ema_merge(found["ema"]["batch_stats"], variables["batch_stats"])
+                variables = {**variables, "batch_stats": stats}
+        return create_state(
+            {"params": take_over(state.params, params), **take_over(state.variables, variables)},
+            self.tx, ema=self.config.ema, seed=self.config.seed + self.index,
+        )  # fmt: skip
+
+    def _cache(self, variables: dict[str, Any]) -> None:
+        """Compute or open cached endpoints where the config asks for them."""
+        cache = self.config.cache
+        self.cached = self.cached_eval = None
+        if not cache.train_views:
+            return
+        if self.config.backbone.get("frozen", "") != "all":
+            raise UserError(
+                "config.cache.train_views needs config.backbone.frozen='all': cached endpoints never change."
+            )
+        encode, key = self.experiment.encode(variables), experiment.cache_key(self.experiment, variables)
+        with self.writer.task() as show:
+            options = {"key": key, "limit_gb": cache.limit_gb, "progress": show}
+            looks = tuple(features.view(v) for v in cache.train_views)
+            maps = features.endpoints(self.train, looks, encode, **options)
+            self.cached_eval = features.endpoints(self.eval, self.experiment.eval_views, encode, **options)
+        self.cached = features.CachedBatches(
+            self.train, maps, self.config.optim.batch_size, self.config.seed, self.config.input.views
+        )
+
+    def _batches(self, start: int) -> Iterator[Any]:
+        if self.cached is not None:
+            return self.cached.iterate(start, self.total)
+        return loader.train_batches(
+            self.train, self.experiment.train_transform(), batch_size=self.config.optim.batch_size,
+            seed=self.config.seed + self.index, start=start, steps=self.total, views=self.config.input.views,
+            threads=self.config.input.threads, workers=self.config.input.workers,
+        )  # fmt: skip
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def _loop(self, state: TrainState) -> TrainState:
+        config, start = self.config, int(state.step)
+        every = max(1, config.eval.every) * self.steps_per_epoch
+        pending: list[tuple[int, Any]] = []
+        meter = progress.Meter(self.writer, self.label, start, self.total, config.optim.batch_size)
+        batches = self._batches(start)
+        with interruptible() as asked:
+            for step in range(start, self.total):
+                if step % self.steps_per_epoch == 0:
+                    state = self._refresh(state, step // self.steps_per_epoch)
+                state, metrics = self.step(state, self.place(next(batches)))
+                pending.append((step, metrics))
+                done = step + 1
+                if done % config.log_every == 0 or done % every == 0 or done == self.total or asked:
+                    self._log(pending, meter)
+                if done % every == 0 or done == self.total:
+                    state = self._evaluate(state, done, meter)
+                elif asked:
+                    self._save(state, done, None)
+                if asked:
+                    self.checkpoints.wait()
+                    raise Stop(f"stopped at step {done} of {self.total} and saved; run the same command to go on")
+        self.checkpoints.wait()
+        meter.close()
+        return state
+
+    def _log(self, pending: list[tuple[int, Any]], meter: progress.Meter) -> None:
+        """Fetch what the steps since the last line measured; a loss that is no number ends the run here."""
+        fetched = jax.device_get(pending)
+        pending.clear()
+        for step, metrics in fetched:
+            if not np.isfinite(metrics["loss"]):
+                self.checkpoints.wait()
+                kept = self.checkpoints.latest
+                raise UserError(
+                    f"The loss of step {step} is {float(metrics['loss'])} (gradient norm {float(metrics['grad_norm']):.3g});"
+                    f" training stopped and keeps the checkpoint of step {kept if kept is not None else 'none yet'}."
+                    " Lower config.optim.lr or set config.optim.clip_norm, in another workdir."
+                )
+        step, metrics = fetched[-1]
+        mean = {k: float(np.mean([m[k] for _, m in fetched])) for k in metrics}
+        meter.update(step + 1, mean | {"lr": float(metrics["lr"])}, self.index)
+
+    def _refresh(self, state: TrainState, epoch: int) -> TrainState:
+        """Let a system look at the whole training set: `refresh(variables, score, epoch) -> variables`."""
+        system = self.experiment.system
+        refresh = getattr(system, "refresh", None)
+        if refresh is None or epoch % getattr(system, "refresh_every", 1):
+            return state
+        variables = {"params": state.params, **state.variables}
+
+        def score(split: str = "train", view: str | None = None) -> Any:
+            return self.scorer.outputs(variables, self.train if split == "train" else self.eval, view, self.config)
+
+        changed = refresh(jax.device_get(state.variables), score, epoch)
+        return self.place_state(state.replace(variables=changed))
+
+    def _evaluate(self, state: TrainState, step: int, meter: progress.Meter) -> TrainState:
+        began = time.perf_counter()
+        found = evaluate.raw_and_ema(self, state)
+        metrics = {
+            f"{kind}/{name}": value for kind, report in found.items() for name, value in report["metrics"].items()
+        }
+        best = max(found, key=lambda kind: found[kind]["metrics"].get("mAP") or -1.0)
+        self.writer.scalars(step, metrics, self.index)
+        meter.evaluated({k: r["metrics"] for k, r in found.items()}, time.perf_counter() - began)
+        if self.config.optim.get("schedule") == "plateau":
+            keys = ("mode", "factor", "patience", "threshold", "cooldown")
+            options = {k: v for k, v in self.config.optim.items() if k in keys}
+            opt_state = optim.plateau_update(state.opt_state, found["raw"]["metrics"]["mAP"], **options)
+            state = state.replace(opt_state=opt_state)
+        kind = best if self.config.eval.select == "best_of_raw_and_ema" else "raw"
+        self._save(state, step, {"mAP": found[kind]["metrics"]["mAP"]}, kind)
+        return state
+
+    def _save(self, state: TrainState, step: int, metrics: dict[str, float] | None, kind: str = "raw") -> None:
+        meta = {"stage": self.index, "step": step, "kind": kind, "metrics": metrics}
+        self.checkpoints.save(step, state, metrics=metrics, meta=meta)
+
+
+def take_over(new: Any, old: Any) -> Any:
+    """What a stage inherits: leaves of the same path and shape come from the stage before, the rest stays new."""
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+
+    def pick(path: Any, leaf: Any) -> Any:
+        found = known.get(jax.tree_util.keystr(path))
+        return found if found is not None and np.shape(found) == np.shape(leaf) else leaf
+
+    return jax.tree_util.tree_map_with_path(pick, new)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM in a list instead of raising; a second Ctrl-C raises as usual."""
+    asked: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    old: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch there
+                old[number] = signal.signal(number, handler)
+        yield asked
+    finally:
+        for number, previous in old.items():
+            signal.signal(number, previous)

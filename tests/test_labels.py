@@ -1,0 +1,297 @@
+"""Label vectors from files, and label correlations against hand computation, golden cases and published counts."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mljax.data import glove, labels
+from mljax.data.labels import load_vectors
+from mljax.data.voc import CLASSES
+from mljax.errors import UserError
+from tests.conftest import golden_file
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setenv("MLJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("MLJAX_DATA", raising=False)
+    monkeypatch.setattr(glove, "URL", "file:///nowhere/glove.6B.zip")
+    return tmp_path / "cache"
+
+
+def text_file(path: Path, words: dict[str, list[float]], header: str = "") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(header + "".join(f"{word} {' '.join(map(str, values))}\n" for word, values in words.items()))
+    return str(path)
+
+
+WORDS = {
+    "the": [9.0, 9, 9],
+    ". . .": [8.0, 8, 8],
+    "dog": [1.0, 2, 3],
+    "hot": [3.0, 2, 1],
+    "dining": [0.0, 1, 0],
+    "table": [1.0, 0, 0],
+    "tv": [4.0, 5, 6],
+    "dog dish": [7.0, 7, 7],
+    "cat": [0.5, -0.5, 0.25],
+    "dog ": [6.0, 6, 6],
+}
+
+
+@pytest.mark.parametrize("header", ["", "10 3\n"])
+def test_words_of_a_text_file(tmp_path: Path, header: str):
+    source = text_file(tmp_path / "vectors.txt", WORDS, header)
+    found = load_vectors(
+        ["cat", "Dog", "hot dog", "hot-dog", "dining_table", "diningtable", "tvmonitor"], source=source
+    )
+    expected = [[0.5, -0.5, 0.25], [1, 2, 3], [2, 2, 2], [2, 2, 2], [0.5, 0.5, 0], [0.5, 0.5, 0], [4, 5, 6]]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array(expected, np.float32))
+    np.testing.assert_array_equal(load_vectors(["dog dish"], source=source), [[7, 7, 7]])
+
+
+def test_what_was_read_is_cached_until_the_file_changes(tmp_path: Path, own_cache: Path, monkeypatch):
+    source = text_file(tmp_path / "vectors.txt", WORDS)
+    first = load_vectors(["dog", "cat"], source=source)
+    assert len(list((own_cache / "vectors").glob("*.npz"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(glove, "_stream", lambda *_: pytest.fail("the file was read again"))
+        np.testing.assert_array_equal(load_vectors(["dog", "cat"], source=source), first)
+    text_file(tmp_path / "vectors.txt", WORDS | {"dog": [1.0, 2, 30]})
+    assert load_vectors(["dog", "cat"], source=source)[0, 2] == 30
+    for cached in (own_cache / "vectors").glob("*.npz"):
+        cached.write_bytes(b"damaged")
+    assert load_vectors(["dog", "cat"], source=source)[0, 2] == 30
+
+
+def test_npz_is_matched_by_name(tmp_path: Path):
+    np.savez(tmp_path / "v.npz", names=["tv", "Dining Table", "t-shirt", "airplane"], vectors=np.eye(4))
+    found = load_vectors(["aeroplane", "T shirt", "diningtable", "tvmonitor"], source=str(tmp_path / "v.npz"))
+    np.testing.assert_array_equal(found, np.eye(4)[[3, 2, 1, 0]])
+
+
+def test_classes_without_a_vector(tmp_path: Path):
+    source = text_file(tmp_path / "vectors.txt", WORDS)
+    with pytest.raises(UserError, match=r"no vector for 'emu', 'hot emu': .*co-occurrence.*'none'"):
+        load_vectors(["dog", "emu", "hot emu"], source=source)
+    with pytest.raises(UserError, match="'x7' and 2 more"):
+        load_vectors([f"x{i}" for i in range(10)], source=source)
+
+
+def test_damaged_files(tmp_path: Path):
+    def fails(name: str, message: str):
+        with pytest.raises(UserError, match=message):
+            load_vectors(["dog"], source=str(tmp_path / name))
+
+    fails("absent.npz", "no file of label vectors")
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    fails("broken.npz", "cannot be read")
+    np.savez(tmp_path / "keys.npz", words=["dog"], vectors=np.eye(1))
+    fails("keys.npz", "cannot be read")
+    np.savez(tmp_path / "shape.npz", names=["dog", "cat"], vectors=np.eye(3))
+    fails("shape.npz", r"2 names and vectors of shape \(3, 3\)")
+    np.savez(tmp_path / "nan.npz", names=["dog"], vectors=[[np.nan, 1.0]])
+    fails("nan.npz", "not finite")
+    text_file(tmp_path / "cut.txt", {"a": [1.0, 2, 3], "b": [1.0, 2, 3], "dog": [1.0, "x", 3]})  # type: ignore[list-item]
+    fails("cut.txt", "Line 3 .* does not hold 3 numbers after 'dog'")
+    (tmp_path / "prose.txt").write_text("one\n\n")
+    fails("prose.txt", "not a file of word vectors")
+
+
+def test_glove_is_looked_for_in_the_data_folder_then_fetched(tmp_path: Path, own_cache: Path, monkeypatch):
+    root, own = tmp_path / "data", tmp_path / "data" / "label_embeddings"
+    text_file(own / "glove.part.txt", WORDS)
+    np.savez(own / "glove_pets.npz", names=["dog"], vectors=[[0.0, 0, 1]])
+    np.testing.assert_array_equal(load_vectors(["dog"], root=root), [[0, 0, 1]])  # names of a set before single words
+    np.testing.assert_array_equal(load_vectors(["dog", "tv"], root=root), [[1, 2, 3], [4, 5, 6]])
+    monkeypatch.setenv("MLJAX_DATA", str(root))
+    np.testing.assert_array_equal(load_vectors(["dog", "tv"]), [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(load_vectors(["tv"], source="glove.part.txt"), [[4, 5, 6]])
+    with pytest.raises(
+        UserError, match=r"glove.part.txt' has no vector for 'emu'.*could not be downloaded.*put glove.6B.300d"
+    ):
+        load_vectors(["dog", "tv", "emu"])
+    text_file(own_cache / glove.MEMBER, WORDS | {"emu": [5.0, 5, 5]})
+    np.testing.assert_array_equal(load_vectors(["dog", "emu"]), [[1, 2, 3], [5, 5, 5]])
+
+
+def test_download(tmp_path: Path, own_cache: Path, monkeypatch, capsys):
+    archive = tmp_path / "glove.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(glove.MEMBER, "dog 1 2 3\ncat 4 5 6\n")
+        file.writestr("glove.6B.50d.txt", "dog 1\n")
+    monkeypatch.setattr(glove, "URL", archive.as_uri())
+    with pytest.raises(UserError, match="is not the GloVe archive"):
+        glove.fetch(own_cache)
+    assert list(own_cache.iterdir()) == []  # nothing half-done stays
+    monkeypatch.setattr(glove, "SIZE", archive.stat().st_size)
+    monkeypatch.setattr(glove, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    path = glove.fetch(own_cache)
+    assert path.read_text() == "dog 1 2 3\ncat 4 5 6\n" and list(own_cache.iterdir()) == [path]
+    archive.unlink()
+    assert glove.fetch(own_cache) == path
+    np.testing.assert_array_equal(load_vectors(["cat"]), [[4, 5, 6]])
+    assert "GloVe 6B" in capsys.readouterr().err
+
+
+def test_without_network_the_error_says_what_to_put_where(own_cache: Path):
+    with pytest.raises(UserError, match=r"could not be downloaded .*put glove.6B.300d.txt .* into '.*cache'"):
+        load_vectors(["dog"])
+
+
+def test_synonyms_are_words_under_normal_keys():
+    for name, words in labels.SYNONYMS.items():
+        assert labels.key(name) == name and words and all(word == word.lower() and " " not in word for word in words)
+
+
+def test_spelled_twice():
+    assert labels.spelled_twice(["dog", "cat", "dog"]) is None
+    assert labels.spelled_twice(["tv monitor", "dog", "TV-Monitor"]) == ("TV-Monitor", "tv monitor")
+
+
+# --- real vectors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["voc", "coco", "nuswide"])
+def test_real_vectors(real_data: Path, name: str):
+    path = real_data / "label_embeddings" / f"glove300_{name}.npz"
+    with np.load(path) as file:
+        names, vectors = [str(n) for n in file["names"]], file["vectors"]
+    if name == "voc":
+        assert names == list(CLASSES)
+    order = np.random.default_rng(0).permutation(len(names))
+    shuffled = [names[i].upper().replace(" ", "_") for i in order]
+    for source in (str(path), "glove"):
+        np.testing.assert_array_equal(load_vectors(shuffled, source=source, root=real_data), vectors[order])
+
+
+def test_text_and_npz_agree(real_data: Path):
+    """Names of one word have the same vector in the text as in the .npz; COCO's 15 of two words are not in it."""
+    source, single = "glove.subset.300d.txt", 0
+    for name in ("voc", "coco", "nuswide"):
+        with np.load(real_data / "label_embeddings" / f"glove300_{name}.npz") as file:
+            table = {str(n): vector for n, vector in zip(file["names"], file["vectors"]) if " " not in str(n)}
+        np.testing.assert_array_equal(
+            load_vectors(list(table), source=source, root=real_data), np.stack(list(table.values()))
+        )
+        single += len(table)
+    assert single == 20 + 65 + 81
+
+
+def loop_cosine(vectors: np.ndarray) -> np.ndarray:
+    rows = [[float(x) for x in row] for row in vectors]
+    norms = [sum(x * x for x in row) ** 0.5 for row in rows]
+    return np.array(
+        [[sum(a * b for a, b in zip(p, q)) / (m * n) for q, n in zip(rows, norms)] for p, m in zip(rows, norms)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "edges"),
+    [("voc", {0.2: 134, 0.3: 74, 0.4: 36, 0.5: 14}), ("coco", {0.2: 1318, 0.3: 454, 0.4: 166, 0.5: 46})],
+)
+def test_cosines_keep_the_published_edges(real_data: Path, name: str, edges: dict[float, int]):
+    with np.load(real_data / "label_embeddings" / f"glove300_{name}.npz") as file:
+        names, vectors = file["names"].tolist(), file["vectors"]
+    similarity = labels.cosine(vectors)
+    for threshold, count in edges.items():
+        kept = labels.mlgcn_correlation(similarity, threshold)
+        np.fill_diagonal(kept, 0)
+        assert (kept > 0).sum() == count
+        assert (labels.gatn_correlation(similarity, threshold) > 0).sum() == count
+    if name == "voc":
+        np.testing.assert_allclose(similarity, loop_cosine(vectors), atol=1e-6)
+    assert similarity[names.index("cat"), names.index("dog")] == pytest.approx(0.682, abs=5e-4)
+
+
+def test_published_cooccurrence(real_data: Path):
+    official = np.load(real_data / "labels" / "voc2007_labels.npz")
+    assert official["classes"].tolist() == list(CLASSES)
+    positive = (official["trainval_labels"] == 1).astype(np.uint8)
+    counts, nums = labels.cooccurrence(positive, np.ones_like(positive))
+    fixture = "238 243 330 181 244 186 713 337 445 141 200 421 287 245 2008 245 96 229 261 256"
+    assert nums.tolist() == [int(n) for n in fixture.split()] and nums.sum() == 7306
+    published = np.load(real_data / "labels" / "voc_cooccurrence.npz")
+    np.testing.assert_array_equal(counts, published["adj"])
+    np.testing.assert_array_equal(nums, published["nums"])
+    adjacency = labels.mlgcn_adjacency(counts, nums) - np.eye(20, dtype=np.float32)
+    edges = {(CLASSES[i], CLASSES[j]) for i, j in zip(*np.nonzero(adjacency))}
+    assert edges == {
+        *((name, "person") for name in ("bicycle", "bottle", "diningtable", "horse", "motorbike")),
+        ("diningtable", "chair"),
+    }
+    coco = np.load(real_data / "labels" / "coco_cooccurrence.npz")
+    adjacency = labels.mlgcn_adjacency(coco["adj"], coco["nums"]) - np.eye(80, dtype=np.float32)
+    assert (adjacency > 0).sum() == 111 and coco["nums"].sum() == 241_035
+
+
+# --- correlations by hand -----------------------------------------------------------------------------------
+
+
+def test_cosine_by_hand():
+    found = labels.cosine(np.array([[3.0, 4.0], [4.0, 3.0], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, [[1, 0.96, 0], [0.96, 1, 0], [0, 0, 1]], atol=1e-7)
+    assert found.dtype == np.float32 and found[0, 0] == 1
+
+
+SIMILARITY = np.array([[1, 0.5, 0.4, 0.1], [0.5, 1, 0.3, 0], [0.4, 0.3, 1, 0.2], [0.1, 0, 0.2, 1]], np.float32)
+
+
+def test_mlgcn_correlation_by_hand():
+    found = labels.mlgcn_correlation(SIMILARITY, 0.4, p=0.2)
+    expected = [[0.8, 0.1, 0.1, 0], [0.2, 0.8, 0, 0], [0.2, 0, 0.8, 0], [0, 0, 0, 1]]  # the last label is isolated
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
+
+
+def test_gatn_correlation_by_hand():
+    found = labels.gatn_correlation(SIMILARITY, 0.2, 0.5)
+    expected = 0.25 * np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 0, 1], [0, 0, 1, 0]]) / np.array([1, 1, 3, 1])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+LABELS = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 1]])
+OBSERVED = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1], [1, 1, 0]])
+
+
+def test_cooccurrence_and_conditional_by_hand():
+    counts, nums = labels.cooccurrence(LABELS, OBSERVED)
+    # row 3 hides label 0, row 4 hides label 2
+    assert nums.tolist() == [3, 3, 0] and counts.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    found = labels.conditional(LABELS, OBSERVED)
+    # P(1|0): label 0 is known positive with label 1 known in rows 0 and 4; P(0|1): rows 0 and 2
+    np.testing.assert_allclose(found, [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 0]])
+    assert found.dtype == np.float32
+
+
+def test_products_in_blocks_are_exact():
+    rng = np.random.default_rng(0)
+    left, right = rng.random((1000, 5)) < 0.3, rng.random((1000, 4)) < 0.5
+    expected = [[sum(int(a) & int(b) for a, b in zip(left[:, i], right[:, j])) for j in range(4)] for i in range(5)]
+    np.testing.assert_array_equal(labels._products(left, right, rows=300), expected)
+
+
+def test_mlgcn_golden():
+    golden = np.load(golden_file("ml_gcn.npz"))
+    adjacency = labels.mlgcn_adjacency(golden["in/cooccurrence_counts"], golden["in/class_counts"], threshold=0.4)
+    np.testing.assert_allclose(adjacency, golden["out/adjacency_A"], atol=1e-6)
+    np.testing.assert_allclose(labels.normalise_adjacency(adjacency), golden["out/adjacency_normalised"], atol=1e-6)
+
+
+def test_gatn_golden():
+    golden = np.load(golden_file("gatn.npz"))
+    found = labels.gatn_correlation(golden["in/cosine_matrix"], 0.2)
+    np.testing.assert_allclose(found, golden["out/correlation_A1"], atol=1e-6)
+    adjacency = golden["out/transformed_adjacency"] + np.eye(len(found), dtype=np.float32)
+    np.testing.assert_allclose(labels.normalise_adjacency(adjacency), golden["out/adjacency_normalised"], atol=1e-6)
+
+
+def test_guards():
+    adjacency = labels.mlgcn_adjacency(np.zeros((2, 2), int), np.array([0, 3]))
+    np.testing.assert_array_equal(adjacency, np.eye(2))
+    found = labels.normalise_adjacency(np.array([[-1.0, 0.5], [0.0, 4.0]]))
+    np.testing.assert_array_equal(found, [[0, 0], [0, 1]])

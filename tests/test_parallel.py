@@ -1,0 +1,49 @@
+"""One step, compiled three ways, means the same thing: params, variables and EMA agree for every system."""
+
+import jax
+import numpy as np
+import pytest
+
+import toy
+from mljax import parallel
+from mljax.errors import UserError
+
+
+@pytest.mark.parametrize("name", toy.CONFIGS)
+def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
+    found = toy.without_dropout(toy.config(name, ema=0.9))
+    found.optim.name, found.optim.schedule, found.optim.lr = "sgd", "constant", 0.05  # Adam would hide a scale
+    one, losses = toy.steps(found, 1)
+    for kind in ("jit", "pmap"):
+        found.parallel = kind
+        two, other = toy.steps(found, 2)
+        np.testing.assert_allclose(other, losses, rtol=1e-4)
+        for part in ("params", "variables", "ema"):
+            expected, got = toy.flat(getattr(one, part)), toy.flat(getattr(two, part))
+            assert expected.keys() == got.keys()
+            for path, value in expected.items():
+                np.testing.assert_allclose(got[path], value, rtol=2e-3, atol=2e-5, err_msg=f"{kind} {path}")
+
+
+def test_collectives_are_the_identity_without_an_axis():
+    x = {"a": np.arange(3.0)}
+    assert parallel.pmean(x, None) is x and parallel.psum(x, None) is x and parallel.all_gather(x, None) is x
+
+
+def test_collectives_over_devices():
+    def f(x):
+        return parallel.pmean(x, "data"), parallel.psum(x, "data"), parallel.all_gather(x, "data")
+
+    mean, total, gathered = jax.pmap(f, axis_name="data")(np.array([[1.0, 2.0], [3.0, 6.0]], np.float32))
+    np.testing.assert_array_equal(mean[0], [2, 4])
+    np.testing.assert_array_equal(total[1], [4, 8])
+    np.testing.assert_array_equal(gathered[0], [1, 2, 3, 6])
+
+
+def test_what_a_user_can_get_wrong():
+    with pytest.raises(UserError, match="asks for 9 devices and this machine has 2"):
+        parallel.devices_for(9)
+    with pytest.raises(UserError, match="does not divide over 2 devices"):
+        parallel.check_batch(15, 2)
+    with pytest.raises(UserError, match="'jit' or 'pmap'"):
+        parallel.axis_of("pjit")

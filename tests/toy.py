@@ -1,0 +1,66 @@
+"""Tiny runs of every config: what the tests of systems, parallelism, configs and resume iterate over."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mljax import experiment, parallel, train
+from mljax.data import loader
+from mljax.flags import read_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
+PLAIN = {"mean": [0.5] * 3, "std": [0.25] * 3, "weights": None}
+
+
+def config(name: str, words: str = "smoke", **changes: Any) -> Any:
+    """A config by file name, unlocked, with `a__b=value` changes."""
+    found = read_config(f"configs/{name}.py:{words}").unlock()
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section = found
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return found
+
+
+def without_dropout(found: Any) -> Any:
+    for key in ("dropout", "drop_path"):
+        if key in found.system:
+            found.system[key] = 0.0
+    return found
+
+
+def assembled(found: Any) -> tuple[experiment.Experiment, Any]:
+    """The experiment of a config and its training source."""
+    source = experiment.source(found, found.splits.train, training=True)
+    return experiment.assemble(found, experiment.make_meta(found, source), PLAIN), source
+
+
+def batches(found: Any, source: Any, run: experiment.Experiment, steps: int) -> list[Any]:
+    size = found.optim.batch_size
+    options = {"batch_size": size, "seed": 0, "start": 0, "steps": steps, "views": found.input.views, "threads": 0}
+    return list(loader.train_batches(source, run.train_transform(), **options))
+
+
+def steps(found: Any, devices: int, count: int = 3) -> tuple[Any, list[float]]:
+    """The state after a few steps on so many simulated devices, as host arrays, and the losses."""
+    run, source = assembled(found)
+    variables = experiment.init_variables(run, found.seed)
+    tx = train.make_optimizer(found, variables["params"], 10)
+    state = train.create_state(variables, tx, ema=found.ema, seed=0)
+    step, place_state, place = parallel.compile_step(
+        train.make_step(run, tx), found.parallel, jax.devices()[:devices]
+    )
+    state, losses = place_state(state), []
+    for batch in batches(found, source, run, count):
+        state, metrics = step(state, place(batch))
+        losses.append(float(metrics["loss"]))
+    return jax.device_get(state), losses
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}

@@ -9,13 +9,9 @@ that appears under its name only when it is complete: killing the process leaves
 """
 
 import contextlib
-import logging
 import math
 import os
 import shutil
-import sys
-import threading
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +24,7 @@ import numpy as np
 from mljax import records
 from mljax.errors import UserError, nearest
 from mljax.groups import paths
+from mljax.silence import close_at_exit, error_code, orbax, quiet, unclosed
 
 
 class Checkpoints:
@@ -76,7 +73,8 @@ class Checkpoints:
             return []
         self.wait()
         if self._read_only:
-            self._manager.reload()
+            with self._opening(), quiet():
+                self._manager.reload()
         return sorted(self._manager.all_steps())
 
     @property
@@ -86,8 +84,11 @@ class Checkpoints:
     @property
     def best(self) -> int | None:
         """The step with the best metric within the latest stage that has any; the later one of equals."""
-        scored = [(self._score(self._manager.metrics(step)), step) for step in self.steps]
-        return max((pair for pair in scored if pair[0] is not None), default=(None, None))[1]
+        found = {step: self._record(step) for step in self.steps}
+        scores = {
+            step: self._score(record["metrics"], record["meta"].get("stage", 0)) for step, record in found.items()
+        }
+        return max(((score, step) for step, score in scores.items() if score is not None), default=(None, None))[1]
 
     def meta(self, step: int | str | None = None) -> dict[str, Any]:
         """What was given as `meta` to the save of that step."""
@@ -126,10 +127,10 @@ class Checkpoints:
         score = self._checked_score(record)
         if not self._is_new(step, record):
             return False
-        ocp = _orbax()
+        ocp = orbax()
         items = {name: ocp.args.PyTreeSave(tree) for name, tree in records.items(leaves).items()}
         self._check_space(step, sum(leaf.nbytes for leaf in leaves.values()))
-        with self._writing(step), _quiet():
+        with self._writing(step), quiet():
             done = self._manager.save(
                 step, args=ocp.args.Composite(record=ocp.args.JsonSave(record), **items), metrics=score
             )
@@ -141,7 +142,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Until nothing is being saved; raises what went wrong while saving."""
         if self._open_manager is not None and self._saving is not None:
-            with self._writing(self._saving), _quiet():
+            with self._writing(self._saving), quiet():
                 self._open_manager.wait_until_finished()
             self._saving = None
 
@@ -152,7 +153,7 @@ class Checkpoints:
         finally:
             manager, self._open_manager = self._open_manager, None
             if manager is not None:
-                with _quiet():
+                with quiet():
                     manager.close()
 
     def _is_new(self, step: int, record: dict[str, Any]) -> bool:
@@ -178,11 +179,11 @@ class Checkpoints:
         value = metrics[self.keep_best_of]
         return None if value is None else {self.keep_best_of: value, "stage": int(record["meta"].get("stage", 0))}
 
-    def _score(self, metrics: Mapping[str, Any] | None) -> tuple[int, float] | None:
-        if not metrics or not math.isfinite(metrics.get(self.keep_best_of, math.nan)):
+    def _score(self, metrics: Mapping[str, Any] | None, stage: Any = 0) -> tuple[int, float] | None:
+        value = (metrics or {}).get(self.keep_best_of)
+        if not isinstance(value, int | float) or not math.isfinite(value):
             return None
-        value = metrics[self.keep_best_of]
-        return metrics.get("stage", 0), value if self._mode == "max" else -value
+        return int(stage), value if self._mode == "max" else -value
 
     def _check_space(self, step: int, size: int) -> None:
         free = shutil.disk_usage(self.folder).free
@@ -206,7 +207,7 @@ class Checkpoints:
             manager, self._open_manager, self._saving = self._open_manager, None, None
             with contextlib.suppress(Exception):
                 manager.close()
-            code = _code(error)
+            code = error_code(error)
             if code is None:
                 raise
             raise UserError(self._unwritten(step, os.strerror(code))) from error
@@ -264,9 +265,9 @@ class Checkpoints:
         return int(step)
 
     def _record(self, step: int) -> dict[str, Any]:
-        ocp = _orbax()
+        ocp = orbax()
         try:
-            with _quiet():
+            with quiet():
                 record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
             intact = record["digest"] == records.digest({k: v for k, v in record.items() if k != "digest"})
         except Exception as error:
@@ -277,14 +278,14 @@ class Checkpoints:
 
     def _read(self, step: int, entries: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Arrays by path, every one compared with its digest."""
-        ocp = _orbax()
+        ocp = orbax()
         shapes = {p: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for p, (dtype, shape, _) in entries.items()}
         args = {}
         for name, tree in records.items(shapes).items():
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             args[name] = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)
         try:
-            with _quiet(), _unclosed():
+            with quiet(), unclosed():
                 restored = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
             found = {path: leaf for name in args for path, leaf in paths(restored[name]).items()}
         except Exception as error:
@@ -327,18 +328,25 @@ class Checkpoints:
         if self._open_manager is None:
             if self._read_only and not self.folder.is_dir():
                 raise UserError(f"There is no folder {self.folder}; train first, or name another folder.")
-            try:
-                with _quiet():
-                    self._open_manager = self._make_manager()
-            except OSError as error:
-                raise UserError(
-                    f"The folder {self.folder} cannot be used for checkpoints ({error.strerror})."
-                ) from error
-            _close_at_exit(weakref.ref(self))
+            with self._opening(), quiet():
+                self._open_manager = self._make_manager()
+            close_at_exit(weakref.ref(self))
         return self._open_manager
 
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """What opening a folder can meet: it cannot be made, or one of the small files that orbax reads is damaged."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"The folder {self.folder} cannot be used for checkpoints ({error.strerror}).") from error
+        except ValueError as error:
+            broken = [path.parts[-3] for path in self.folder.glob("*/metrics/metrics") if not records.is_json(path)]
+            which = self.folder / broken[0] if broken else f"a step in {self.folder}"
+            raise UserError(f"The checkpoint {which} is damaged (its metrics cannot be read); delete it.") from error
+
     def _make_manager(self) -> Any:
-        ocp = _orbax()
+        ocp = orbax()
         from orbax.checkpoint import checkpoint_managers as policies
 
         if not self._read_only:
@@ -346,7 +354,7 @@ class Checkpoints:
             if jax.process_index() == 0:  # orbax's own clean-up fails where a failed save still closes its files
                 for unfinished in self.folder.glob("*.orbax-checkpoint-tmp"):
                     shutil.rmtree(unfinished, ignore_errors=True)
-        rank: Any = lambda metrics: self._score(metrics) or (-1, -math.inf)  # noqa: E731
+        rank: Any = lambda metrics: self._score(metrics, metrics.get("stage", 0)) or (-1, -math.inf)  # noqa: E731
         kept = policies.BestN(get_metric_fn=rank, n=self._keep[1], keep_checkpoints_without_metrics=False)
         return ocp.CheckpointManager(
             self.folder,
@@ -357,66 +365,3 @@ class Checkpoints:
                 read_only=self._read_only,
             ),
         )
-
-
-# Around orbax.
-
-
-def _orbax() -> Any:
-    """Imported on first use (half a second), its log kept off the terminal: what matters in it is raised here."""
-    import orbax.checkpoint as ocp
-
-    log = logging.getLogger("absl")
-    if _from_elsewhere not in log.filters:
-        log.addFilter(_from_elsewhere)
-    return ocp
-
-
-def _from_elsewhere(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _unclosed() -> Iterator[None]:
-    """After a failed read, reads that are still under way complain on stderr, from other threads and for a while."""
-    hook = sys.unraisablehook
-
-    def without(report: Any) -> None:
-        if "Event loop is closed" not in str(report.exc_value):
-            hook(report)
-
-    sys.unraisablehook = without
-    yield
-    sys.unraisablehook = hook  # not reached where the read failed: the others may come late
-
-
-def _close_at_exit(checkpoints: "weakref.ref[Checkpoints]") -> None:
-    """Wait for a save at the exit of Python, while the thread pools that it needs still run: atexit is too late."""
-
-    def close() -> None:
-        try:
-            if (alive := checkpoints()) is not None:
-                alive.close()
-        except UserError as error:
-            print(error, file=sys.stderr)
-
-    getattr(threading, "_register_atexit", lambda _: None)(close)
-
-
-def _code(error: BaseException | None) -> int | None:
-    """The errno of a failed write; tensorstore has it only in its words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno:
-            return error.errno
-        words = str(error)
-        if "os_error_code='" in words:
-            return int(words.split("os_error_code='")[1].split("'")[0])
-        error = error.__cause__ or error.__context__
-    return None

@@ -56,6 +56,7 @@ def base() -> ConfigDict:
             "select": "last",  # "last", "best", or "best_of_raw_and_ema"
             "definition": "raw",  # of average precision: "raw", "env", "sklearn", "11point"
             "threshold": 0.0,  # on logits, of a predicted label
+            "scored_in": "AP",  # where difficult entries are left out: "AP" alone, or "all"
         }
     )
     config.stages = ()  # partial configs run in order; each may say start="last" | "best" | "ema"

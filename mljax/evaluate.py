@@ -80,7 +80,7 @@ def measure(scores: np.ndarray, source: Source, config: ConfigDict) -> dict[str,
     """Metrics of a split by the config's definitions, in percent."""
     return metrics.evaluate(
         scores, source.labels, source.scored, classes=source.classes,
-        definition=config.eval.definition, threshold=config.eval.threshold,
+        definition=config.eval.definition, threshold=config.eval.threshold, scored_in=config.eval.scored_in,
     )  # fmt: skip
 
 

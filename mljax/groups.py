@@ -45,6 +45,16 @@ def freeze(stages: str, at: str = "backbone") -> Groups:
     return ((f"(^|/){re.escape(at)}/{inner}", {"frozen": True}),)
 
 
+def freeze_matching(params: Any, patterns: Sequence[str], at: str = "backbone") -> Groups:
+    """The group of what a backbone's `frozen_parameters()` names: patterns of paths below `at`, wherever that lies."""
+    found = []
+    for path in paths(params):
+        below = re.split(f"(?:^|/){re.escape(at)}/", path, maxsplit=1)[1:]
+        if below and any(re.search(pattern, below[0]) for pattern in patterns):
+            found.append(re.escape(path))
+    return ((f"^({'|'.join(found)})$", {"frozen": True}),) if found else ()
+
+
 def assign(
     params: Any, groups: Groups = (), *, weight_decay: float = 0.0, no_decay: Sequence[str] = ()
 ) -> dict[str, Leaf]:

@@ -18,7 +18,7 @@ class Guess(NamedTuple):
     Attributes:
       label: in words: "a ResNet-101".
       prefix: what stands before the names of the net.
-      archs: the backbones of ours that it could be; empty if it is none, or if that cannot be said.
+      archs: the backbones of ours that it could be, the likeliest first; empty if it is none of them.
     """
 
     label: str
@@ -63,7 +63,7 @@ def _named(start: str) -> tuple[str, ...]:
     return tuple(name for name in names("backbones") if name == start or re.fullmatch(rf"{start}_\d{{3}}", name))
 
 
-_DEPTHS = {
+_DEPTHS: dict[tuple[bool, tuple[int, ...]], int] = {
     (False, (2, 2, 2, 2)): 18,
     (False, (3, 4, 6, 3)): 34,
     (True, (3, 4, 6, 3)): 50,
@@ -96,7 +96,7 @@ def _resnet(stages: tuple[str, ...], last: str, middle: str) -> Describe:
     return describe
 
 
-_TRESNETS = {
+_TRESNETS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 4, 11, 3), 64): "m",
     ((4, 5, 18, 3), 76): "l",
     ((4, 5, 24, 3), 83): "xl",
@@ -126,7 +126,9 @@ def _swin(stages: str) -> Describe:
         if size is None:
             return Guess(f"a Swin with {heads} heads and {third} blocks in its third stage", prefix)
         window = (round(offsets**0.5) + 1) // 2
-        return Guess(f"a Swin-{size[0].upper()} with window {window}", prefix, _named(f"swin_{size}"))
+        usual = f"_{window * 32}"  # a last stage of one window: 224 pixels with window 7, 384 with 12
+        archs = sorted(_named(f"swin_{size}"), key=lambda name: not name.endswith(usual))
+        return Guess(f"a Swin-{size[0].upper()} with window {window}", prefix, tuple(archs))
 
     return describe
 

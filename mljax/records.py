@@ -8,6 +8,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,3 +61,12 @@ def sealed(
 def digest(record: Mapping[str, Any]) -> str:
     """CRC-32 of a record without its own digest."""
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def is_json(path: Path) -> bool:
+    """Whether a file can be read as JSON."""
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True

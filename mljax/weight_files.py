@@ -1,5 +1,6 @@
 """Weight files in their formats <-> {"name": array}: safetensors, numpy's npz, PyTorch's pth."""
 
+import contextlib
 import errno
 import io
 import json
@@ -8,7 +9,7 @@ import math
 import mmap
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,20 +113,30 @@ def read_with_metadata(path: str | Path, *, prefix: str = "") -> tuple[dict[str,
     path = Path(path).expanduser()
     kind = kind_of(path)
     metadata: dict[str, Any] = {}
-    try:
+    with _sentences(path):
         if kind == "safetensors":
             state, metadata = _read_safetensors(path)
         elif kind == "npz":
             state, metadata = _read_npz(path)
         else:
             state = _state_dict(read_torch(path), path)
-    except OSError as error:
-        raise UserError(f"The weight file {path} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, OverflowError) as error:
-        raise UserError(f"{path} is truncated or corrupt ({str(error).rstrip('.')}); get it again.") from None
     if not state:
         raise UserError(f"{path} holds no arrays; give a file with weights.")
     return with_prefix(state, prefix, path), metadata
+
+
+@contextlib.contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """What goes wrong with a damaged file, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"The weight file {path} cannot be read ({error.strerror or error}).") from None
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, json and numpy fail in many ways on damaged bytes
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise UserError(f"{path} is truncated or corrupt ({reason}); get it again.") from None
 
 
 def with_prefix(state: Mapping[str, np.ndarray], prefix: str, path: Path) -> dict[str, np.ndarray]:
@@ -163,20 +174,41 @@ def _state_dict(tree: Any, path: Path) -> dict[str, np.ndarray]:
     return {str(name): value.array() for name, value in tree.items() if isinstance(value, Tensor)}
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `write` kept beside the arrays, without reading these; {} for other people's files.
+
+    Raises:
+      UserError: as `read`, for what the head of the file shows.
+    """
+    path = Path(path).expanduser()
+    kind = kind_of(path)
+    with _sentences(path):
+        if kind == "safetensors":
+            return json.loads(_header(path)[2].get(METADATA, "{}"))
+        if kind == "npz":
+            with np.load(path, allow_pickle=False) as file:
+                return _kept(file[METADATA]) if METADATA in file.files else {}
+    return {}
+
+
+def _kept(array: np.ndarray) -> dict[str, Any]:
+    return json.loads(str(array)) if array.dtype.kind == "U" else {}
+
+
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(path, allow_pickle=False) as file:
         state = {name: file[name] for name in file.files}
-    metadata = state.pop(METADATA, None)
-    if metadata is None or metadata.dtype.kind != "U":
-        return state, {}
-    kept = json.loads(str(metadata))
+    kept = _kept(state.pop(METADATA)) if METADATA in state else {}
     for name, dtype in kept.pop("dtypes", {}).items():  # numpy's format knows no bfloat16
         state[name] = state[name].view(np.dtype(dtype))
     return state, kept
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The format: length of the header (8 bytes), header in JSON, arrays one after the other."""
+def _header(path: Path) -> tuple[memoryview, dict[str, Any], dict[str, str]]:
+    """Of a safetensors file: its arrays' bytes (mapped), the entry of each array, and the metadata.
+
+    The format: length of the header (8 bytes), header in JSON, arrays one after the other.
+    """
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     start = 8 + int.from_bytes(data[:8], "little")
@@ -184,21 +216,26 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
         raise ValueError("the header is cut")
     header = json.loads(bytes(data[8:start]))
     metadata = header.pop("__metadata__", None) or {}
-    end, state = start, {}
+    return data[start:], header, metadata
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    data, header, metadata = _header(path)
+    end, state = 0, {}
     for name, entry in header.items():
         dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
-        begin, stop = (start + offset for offset in entry["data_offsets"])
-        if not start <= begin <= stop or stop - begin != math.prod(shape) * dtype.itemsize:
+        begin, stop = entry["data_offsets"]
+        if not 0 <= begin <= stop or stop - begin != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"the place of {name!r} is wrong")
         if stop > len(data):
             raise ValueError(f"{name!r} ends after the end of the file")
         state[name] = np.frombuffer(data[begin:stop], dtype).reshape(shape)
         end = max(end, stop)
     if end != len(data):
-        raise ValueError(f"{len(data):,} bytes, and {end:,} are announced")
-    if "crc32" in metadata and metadata["crc32"] != f"{zlib.crc32(data[start:]):08x}":
+        raise ValueError(f"{len(data):,} bytes of arrays, and {end:,} are announced")
+    if "crc32" in metadata and metadata["crc32"] != f"{zlib.crc32(data):08x}":
         raise ValueError("the checksum is wrong")
-    return state, json.loads(metadata[METADATA]) if METADATA in metadata else {}
+    return state, json.loads(metadata.get(METADATA, "{}"))
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -215,6 +252,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, An
     try:
         with atomic_write(path) as temporary:
             (_write_npz if path.suffix == ".npz" else _write_safetensors)(temporary, state, metadata)
+            temporary.chmod(0o644)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "free space there" if full else "check that it can be written to"
@@ -256,7 +294,7 @@ def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], metadata: Ma
     with io.FileIO(path, "w") as raw, io.BufferedWriter(raw) as file:
         file.write(encoded())
         for name in names:
-            content = np.ascontiguousarray(state[name]).reshape(-1).view(np.uint8)
+            content = np.ascontiguousarray(state[name]).reshape(-1).view(np.uint8).data
             crc = zlib.crc32(content, crc)
             file.write(content)
         extra["crc32"] = f"{crc:08x}"

@@ -325,12 +325,24 @@ def test_changed_record(tmp_path):
         checkpoints.meta()
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+def test_damaged_metrics(tmp_path, read_only):
+    _saved(tmp_path, mAP=[0.5, 0.4])
+    (tmp_path / "1" / "metrics" / "metrics").write_text("{")
+    with pytest.raises(UserError, match=r"checkpoint .*1 is damaged \(its metrics cannot be read\); delete it"):
+        Checkpoints(tmp_path, read_only=read_only).restore(_shapes(_state()))
+    shutil.rmtree(tmp_path / "1")
+    assert Checkpoints(tmp_path, read_only=read_only).best == 2
+
+
 def test_full_disk_before_writing(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1))
         usage = shutil.disk_usage(tmp_path)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
-        with pytest.raises(UserError, match=r"step 2 cannot be written .*0.0 MiB are free.* older checkpoints are whole"):
+        with pytest.raises(
+            UserError, match=r"step 2 cannot be written .*0.0 MiB are free.* older checkpoints are whole"
+        ):
             checkpoints.save(2, _state(2))
         monkeypatch.undo()
         _same(checkpoints.restore(_shapes(_state())), _state(1))
@@ -458,6 +470,30 @@ def test_failing_write_in_the_background(tmp_path):
         " folder and resume, the older checkpoints are whole.",
         "[3]",
     ]
+
+
+def test_damage_is_one_sentence_and_nothing_else(tmp_path):
+    """With many reads under way when one fails, and absl's log set up as a command does."""
+    _saved(tmp_path, mAP=[0.5])
+    path = tmp_path / "1" / "weights" / "manifest.ocdbt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = _python(
+        BIG
+        + """
+    import absl.logging
+    absl.logging.set_verbosity("info")
+    absl.logging.use_absl_handler()
+    try:
+        checkpoints.restore_params()
+    except UserError as error:
+        print(error)
+    """,
+        tmp_path,
+    )
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1 and "is damaged" in done.stdout
 
 
 def test_import_is_light():

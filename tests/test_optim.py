@@ -297,6 +297,18 @@ def test_freeze_patterns():
     assert [path for path, leaf in leaves.items() if leaf.frozen] == ["net/backbone/layer1/w"]
 
 
+def test_freeze_matching_is_relative_to_the_backbone():
+    """As Query2Label: the stem, and the affine part of every BatchNorm of the backbone but not of the head."""
+    bn = {"scale": np.ones(1), "bias": np.ones(1)}
+    backbone = {"stem": {"kernel": np.ones(1)}, "layer1": {"stem": np.ones(1), "bn1": bn}}
+    params = {"net": {"backbone": backbone, "head": {"bn": bn}}}
+    groups = optim.freeze_matching(params, ("^stem/", r"(^|/)[^/]*bn[^/]*/(scale|bias)$"))
+    frozen = {path for path, leaf in optim.assign(params, groups).items() if leaf.frozen}
+    below = "net/backbone"
+    assert frozen == {f"{below}/stem/kernel", f"{below}/layer1/bn1/scale", f"{below}/layer1/bn1/bias"}
+    assert optim.freeze_matching(params, ()) == ()
+
+
 @pytest.mark.parametrize(
     "groups, words",
     [

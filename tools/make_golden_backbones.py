@@ -32,7 +32,7 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "tests" / "parity"))
     nets: Any = importlib.import_module("torch_backbones")
 
-    def case(net: Any, size: tuple[int, int], seed: int) -> dict[str, np.ndarray]:
+    def case(net: Any, size: tuple[int, int], seed: int) -> dict[str, Any]:
         net = nets.randomise(net, seed, grid=torch.float16).eval()
         image = torch.rand((2, 3, *size), generator=torch.Generator().manual_seed(seed + 1)).half()
         with torch.no_grad():

@@ -46,6 +46,15 @@ def blur_pool(x: jax.Array) -> jax.Array:
     return x
 
 
+def _halve(x: jax.Array) -> jax.Array:
+    """Means of 2 x 2 squares; at the end of an odd side of what there is. (b h w d) -> (b ceil(h/2) ceil(w/2) d)."""
+    h, w = x.shape[1:3]
+    pads = ((0, 0), (0, h % 2), (0, w % 2), (0, 0))
+    total = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, 2, 2, 1), (1, 2, 2, 1), pads)
+    rows, columns = (np.minimum(2, n - np.arange(0, n, 2)) for n in (h, w))
+    return total / jnp.asarray(np.outer(rows, columns)[None, :, :, None], x.dtype)
+
+
 class _ConvNorm(nn.Module):
     """Convolution, batch norm, leaky ReLU of that slope (None: no activation), and blur pool if the stride is 2."""
 
@@ -106,8 +115,7 @@ class _Block(nn.Module):
             y = conv(self.width, 3, slope=None, gain=gain, name="conv2")(y, train)
             y = excite(y) if self.squeeze else y
         if self.stride == 2:
-            odd = ((0, x.shape[1] % 2), (0, x.shape[2] % 2))
-            x = nn.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore[reportArgumentType]
+            x = _halve(x)
         if x.shape != y.shape or self.stride == 2:
             x = conv(features, 1, slope=None, name="downsample")(x, train)
         return nn.relu(x + y)

@@ -183,8 +183,8 @@ def ball(p: Pen) -> None:
     elif build == 3:
         p.rect(6, 42, 94, 58, b)
     else:
-        p.ring(-40, 10, 40, 90, 6, b)
-        p.ring(60, 10, 140, 90, 6, b)
+        p.ring(28, 3, 72, 97, 6, b)
+        p.rect(4, 47, 96, 53, b)
     p.oval(22, 14, 42, 30, shade(a, 135))
 
 

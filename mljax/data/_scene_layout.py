@@ -156,7 +156,7 @@ def _backdrop(dice: Dice, scene: Scene, key: tuple[int, int], counter: tuple[int
     behind = dice.one(alike) if dice.percent(35) else scene
     below = dice.one(alike) if dice.percent(35) else scene
     plain = "wall" if scene.indoor else "clouds"
-    light = dice.between(150, 285) if dice.percent(75) else dice.between(95, 150)
+    light = dice.between(180, 290) if dice.percent(80) else dice.between(115, 180)
     warmth = dice.between(-28, 28)
     return Backdrop(
         horizon=dice.between(112, 168) if scene.indoor else dice.between(62, 128),
@@ -166,8 +166,8 @@ def _backdrop(dice: Dice, scene: Scene, key: tuple[int, int], counter: tuple[int
         floor_texture="plain" if dice.percent(25) else below.floor_texture,
         dice=tuple(dice.below(256) for _ in range(24)),
         gain=(light * (256 + warmth) // 256, light, light * (256 - warmth) // 256),
-        patches=dice.between(0, 130),
-        grain=dice.between(6, 40),
+        patches=dice.between(0, 110),
+        grain=dice.between(4, 30),
         key=key,
         counter=counter,
     )
@@ -257,7 +257,7 @@ def _lie(dice: Dice, scene: Scene, horizon: int, name: str) -> tuple[int, tuple[
     return foot, (x, foot - tall, x + wide, foot)
 
 
-_CLUTTER_COVER = ((10, 10, 90, 96),)
+CLUTTER_COVER = ((10, 10, 90, 96),)
 
 
 def _look_at(placed) -> tuple[Thing, ...]:
@@ -267,7 +267,7 @@ def _look_at(placed) -> tuple[Thing, ...]:
     for number, (_, _, kind, (x0, y0, x1, y1), look) in enumerate(placed, 1):
         cells = 0
         wide, tall = x1 - x0, y1 - y0
-        for a, b, c, d in _CLUTTER_COVER if kind < 0 else KINDS[kind].cover:
+        for a, b, c, d in CLUTTER_COVER if kind < 0 else KINDS[kind].cover:
             if look.flip:
                 a, c = 100 - c, 100 - a
             left, right = (x0 + wide * a // 100) >> 1, (x0 + wide * c // 100 + 1) >> 1

@@ -38,23 +38,22 @@ def _ground(backdrop: Backdrop, side: int) -> Image.Image:
 
 def _texture(draw: ImageDraw.ImageDraw, backdrop: Backdrop, side: int) -> None:
     """What the wall or the sky, then what the floor has on it; `dice` of the backdrop place it."""
-    for name, dice in ((backdrop.back_texture, backdrop.dice[:12]), (backdrop.floor_texture, backdrop.dice[12:])):
-        colour = backdrop.back if name in BACK else backdrop.floor
-        table = BACK if name in BACK else FLOOR
-        table[name](draw, side, backdrop.horizon * side // CANVAS, colour, dice)
+    horizon = backdrop.horizon * side // CANVAS
+    BACK[backdrop.back_texture](draw, side, horizon, backdrop.back, backdrop.dice[:12])
+    FLOOR[backdrop.floor_texture](draw, side, horizon, backdrop.floor, backdrop.dice[12:])
 
 
 def _light(pixels: np.ndarray, backdrop: Backdrop) -> np.ndarray:
     """Tint, exposure and patches of shade over everything, then grain; -> uint8."""
     size = len(pixels)
     random = np.random.Philox(key=np.array(backdrop.key, np.uint64), counter=backdrop.counter)
-    patches = random.random_raw(2).view(np.uint8).reshape(4, 4)
+    patches = random.random_raw(2).astype("<u8").view(np.uint8).reshape(4, 4)
     patches = Image.fromarray(128 + patches // 2).resize((size, size), Image.Resampling.BILINEAR)
     patches = np.asarray(patches).astype(np.int32)  # 128..255
     depth = backdrop.patches
     gain = (256 * 255 - depth * (255 - patches)) // 255
     gain = gain[..., None] * np.array(backdrop.gain, np.int32)[None, None]  # 256 * 256 is one
-    grain = random.random_raw((3 * size * size + 7) // 8).view(np.uint8)[: 3 * size * size]
+    grain = random.random_raw((3 * size * size + 7) // 8).astype("<u8").view(np.uint8)[: 3 * size * size]
     grain = (grain.reshape(size, size, 3).astype(np.int32) - 128) * backdrop.grain >> 7
     return np.clip((pixels * gain >> 16) + grain, 0, 255).astype(np.uint8)
 
@@ -108,8 +107,8 @@ def _hills(draw, side: int, horizon: int, colour: Colour, dice: tuple[int, ...])
         x, r = side * dice[i] // 256, side * (30 + dice[i + 3] % 40) // 100
         top = horizon - side * (4 + dice[i + 6] % 10) // 100
         hill = ((116, 140, 104), (128, 146, 150), (142, 134, 100))[dice[i + 1] % 3]
-        draw.ellipse((x - r, top, x + r, horizon + horizon - top), fill=shade(hill, 80 + dice[i + 2] % 30))
-    # What a hill has below the horizon belongs to the floor: it is painted over by the floor's own band.
+        box = (x - r, top, x + r, 2 * horizon - top)
+        draw.pieslice(box, 180, 360, fill=shade(hill, 80 + dice[i + 2] % 30))
 
 
 def _sea(draw, side: int, horizon: int, colour: Colour, dice: tuple[int, ...]) -> None:

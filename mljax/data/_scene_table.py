@@ -102,7 +102,7 @@ SCENES = (
            "umbrella": 10},
           (_SKY, _HAZE), (_GRASS, _DRY), "hedge", "flecks"),
     Scene("farm", 9, False,
-          {"cow": 54, "sheep": 46, "tree": 54, "bird": 22, "person": 24, "car": 16, "bowl": 6},
+          {"cow": 54, "sheep": 36, "tree": 54, "bird": 22, "person": 24, "car": 16, "bowl": 6},
           (_SKY, _HAZE, _DUSK), (_GRASS, _DRY, _SOIL), "hills", "furrows"),
     Scene("beach", 9, False,
           {"umbrella": 58, "ball": 46, "boat": 36, "bird": 34, "chair": 30, "person": 62, "sign": 6},

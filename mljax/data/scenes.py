@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mljax.data._scene_layout import MOST_KINDS, SPLITS, Layout, layout
+from mljax.data._scene_layout import MOST_KINDS, Layout, layout
 from mljax.data._scene_paint import paint
 from mljax.data._scene_table import CLASSES, KINDS, PARTNERS, SCENES, Scene
 from mljax.data.source import Source
@@ -112,7 +112,7 @@ class Drawn:
 
     def layout(self, index: int) -> Layout:
         """What stands where in picture `index`, boxes and visibility included."""
-        return layout(self.seed, self.split, index, clutter=self.clutter, strangers=self.strangers)
+        return layout(self.seed, self.split, int(index), clutter=self.clutter, strangers=self.strangers)
 
     def __call__(self, index: int) -> np.ndarray:
         return paint(self.layout(index), self.size)

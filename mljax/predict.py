@@ -158,7 +158,7 @@ def load(workdir: str | Path, *, checkpoint: str = "selected", ema: bool | None 
     if not folders:
         raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
-    with Checkpoints(folders[-1], keep_best_of="mAP") as checkpoints:
+    with Checkpoints(folders[-1], keep_best_of="mAP", read_only=True) as checkpoints:
         step = checkpoints.latest if which == "last" else checkpoints.best
         if step is None:
             raise UserError(f"{workdir} holds no {which} checkpoint yet; train it further.")

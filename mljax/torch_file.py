@@ -112,19 +112,21 @@ class Tensor(NamedTuple):
         """
         whole = np.frombuffer(self.storage.buffer(), np.uint8)
         whole = whole[self.storage.start * self.storage.dtype.itemsize :]
-        whole = whole[: self.storage.count * self.storage.dtype.itemsize].view(self.dtype)
+        whole = whole[: self.storage.count * self.storage.dtype.itemsize]
+        count = len(whole) // self.dtype.itemsize
         if len(self.shape) != len(self.stride) or min((*self.shape, *self.stride, self.offset), default=0) < 0:
             raise ValueError(f"a tensor has shape {self.shape} and stride {self.stride}")
         size = math.prod(self.shape)
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
-        if size and last >= len(whole):
+        if size and last >= count:
             raise ValueError(f"a tensor of shape {self.shape} reaches outside its storage")
-        if size > max(len(whole), MAX_EXPANDED):
-            raise ValueError(f"a tensor of shape {self.shape} repeats a storage of {len(whole)} elements")
-        steps = tuple(step * self.dtype.itemsize for step in self.stride)
+        if size > max(count, MAX_EXPANDED):
+            raise ValueError(f"a tensor of shape {self.shape} repeats a storage of {count} elements")
         if not size:
             return np.zeros(self.shape, self.dtype)
-        return np.lib.stride_tricks.as_strided(whole[self.offset :], self.shape, steps, writeable=False)
+        steps = tuple(step * self.dtype.itemsize for step in self.stride)
+        # numpy's as_strided does not know 8-bit floats; the constructor does, and checks the bounds once more
+        return np.ndarray(self.shape, self.dtype, whole.data, self.offset * self.dtype.itemsize, steps)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -19,21 +19,21 @@ from mljax.checkpoint import Checkpoints
 from mljax.data import features, loader
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
-from mljax.groups import freeze
+from mljax.groups import freeze_matching
 from mljax.types import TrainState
 
 log = logging.getLogger("mljax")
 OWN_KEYS = ("epochs", "batch_size")  # of config.optim, read here; the rest is the optimiser's
 
 
-def make_optimizer(config: ConfigDict, params: Any, steps_per_epoch: int) -> Any:
-    """The optax transformation of `config.optim`, with the backbone's frozen stages without updates."""
+def make_optimizer(config: ConfigDict, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
+    """The optax transformation of `config.optim`; what the backbone keeps frozen gets no updates and no decay."""
     section = {k: v for k, v in config.optim.items() if k not in OWN_KEYS}
     allowed = set(keywords(optim.optimizer)) - {"params", "total_steps", "steps_per_epoch"}
     for key in section:
         if key not in allowed:
             raise UserError(f"config.optim has no setting {key!r}{nearest(key, allowed | set(OWN_KEYS))}.")
-    section["groups"] = (*freeze(config.backbone.get("frozen", "")), *section.get("groups", ()))
+    section["groups"] = (*freeze_matching(params, frozen), *section.get("groups", ()))
     total = steps_per_epoch * config.optim.epochs
     return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)
 
@@ -128,7 +128,7 @@ class Stage:
         """Train to the end of the stage; the last stage is scored and reported."""
         self._sources()
         self._objects()
-        with Checkpoints(self.folder, keep_best_of=self.config.eval.get("metric", "mAP")) as self.checkpoints:
+        with Checkpoints(self.folder, keep_best_of="mAP") as self.checkpoints:
             state = self._initial()
             if int(state.step) < self.total:
                 state = self._loop(state)
@@ -166,8 +166,9 @@ class Stage:
         config = self.config
         variables = experiment.init_variables(self.experiment, config.seed)
         self._cache(variables)
-        self.tx = make_optimizer(config, variables["params"], self.steps_per_epoch)
-        state = create_state(variables, self.tx, ema=config.ema, seed=config.seed)
+        frozen = self.experiment.system.backbone.frozen_parameters()
+        self.tx = make_optimizer(config, variables["params"], self.steps_per_epoch, frozen)
+        state = jax.jit(lambda v: create_state(v, self.tx, ema=config.ema, seed=config.seed))(variables)
         if self.index == 0 and self.checkpoints.latest is None:
             self.writer.model_table(variables["params"], self.workdir)
         self.step, self.place_state, self.place = parallel.compile_step(
@@ -186,7 +187,7 @@ class Stage:
         start, before = self.config.start, self.workdir / "checkpoints" / f"{self.index - 1}"
         if start not in ("last", "best", "ema"):
             raise UserError(f"config.start is {start!r}{nearest(start, ('last', 'best', 'ema'))}.")
-        with Checkpoints(before, keep_best_of=self.config.eval.get("metric", "mAP")) as old:
+        with Checkpoints(before, keep_best_of="mAP", read_only=True) as old:
             found = old.restore_params("best" if start == "best" else "last")
         params, variables = found["params"], found["variables"]
         if start == "ema":

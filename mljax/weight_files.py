@@ -263,7 +263,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, An
 
 
 def _write_npz(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    special = {name: value.dtype for name, value in state.items() if value.dtype.kind == "V"}
+    special = {name: value.dtype for name, value in state.items() if value.dtype.isbuiltin == 2}
     kept = {**metadata, "dtypes": {name: dtype.name for name, dtype in special.items()}}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, value in {**state, METADATA: np.array(json.dumps(kept))}.items():

@@ -129,15 +129,16 @@ def test_safetensors_bfloat16_by_hand(tmp_path):
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
 def test_what_we_write_others_read(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
-    weight_files.write(path, SMALL, {"note": "ü"})
+    state = {**SMALL, "a.tiny": RNG.normal(size=(4,)).astype(ml_dtypes.float8_e5m2)}
+    weight_files.write(path, state, {"note": "ü"})
     found, kept = weight_files.read_with_metadata(path)
-    same(found, SMALL)
+    same(found, state)
     assert kept == {"note": "ü"} == {k: v for k, v in weight_files.read_metadata(path).items() if k != "dtypes"}
     if suffix == ".npz":
         np.testing.assert_array_equal(np.load(path)["a.weight"], SMALL["a.weight"])
     else:
         with safetensors.safe_open(path, framework="np") as file:
-            assert set(file.keys()) == set(SMALL)
+            assert set(file.keys()) == set(state)
             np.testing.assert_array_equal(file.get_tensor("a.weight"), SMALL["a.weight"])
 
 

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones._common import BatchNorm, Conv, check_endpoints, check_image, frozen_stages, norm_mode
+from mljax.backbones._common import (
+    BatchNorm,
+    Conv,
+    check_endpoints,
+    check_image,
+    frozen_parameters,
+    frozen_stages,
+    norm_mode,
+)
 from mljax.errors import UserError
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
@@ -53,6 +61,10 @@ class Small(nn.Module):
     endpoints: tuple[str, ...] = ("16",)
     remat: bool = False
     in_channels: int = 3
+
+    def frozen_parameters(self) -> tuple[str, ...]:
+        """Regular expressions of the parameter paths that no gradient reaches."""
+        return frozen_parameters(self.frozen, self.norm, {stage: f"^{stage}_" for stage in STAGES})
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:

@@ -6,11 +6,23 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mljax.errors import UserError
+
 
 def cache_dir() -> Path:
-    """$MLJAX_CACHE, or ~/.cache/mljax; made if it is not there."""
+    """$MLJAX_CACHE, or ~/.cache/mljax; made if it is not there.
+
+    Raises:
+      UserError: it cannot be made or written to.
+    """
     folder = Path(os.environ.get("MLJAX_CACHE") or Path.home() / ".cache" / "mljax")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK | os.X_OK) else "no permission to write"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(f"The cache folder {folder} cannot be used ({reason}); set MLJAX_CACHE to one that can.")
     return folder
 
 

@@ -186,7 +186,10 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
     if config.weights.name is None:
         return variables
     record = weights.resolve(config.weights.name, config.backbone.name)
-    loaded = weights.load(record, config.backbone.name, prefix=config.weights.prefix)
+    loaded = weights.load(
+        record, config.backbone.name, prefix=config.weights.prefix,
+        in_channels=config.backbone.get("in_channels", 3), model=experiment.system.backbone,
+    )  # fmt: skip
     for collection in ("params", "batch_stats"):
         if "backbone" in variables.get(collection, {}):
             own = variables[collection]["backbone"]

@@ -1,17 +1,22 @@
 """Command line of mljax.main: a config file with words, and overrides of its keys.
 
-absl's config flags answer a wrong key with a traceback, look for files in the working directory only, and know no key that
-a section does not write out; here a section takes every keyword of what it names.
+absl's config flags answer a wrong key with a traceback, look for files in the working directory only, and know no key
+that a section does not write out; here a section takes every keyword of what it names.
 """
 
+import argparse
 import ast
 import importlib.util
 import re
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from ml_collections import ConfigDict
 
 from mljax.errors import UserError, nearest
 
+FLAGS = ("--config", "--workdir", "--list", "--help")
 USAGE = """usage: python -m mljax.main --config=FILE[:WORD,WORD..] --workdir=FOLDER [--config.KEY=VALUE ..]
 
   --config=FILE[:WORDS]   an experiment, e.g. configs/cmsg.py:voc2007,smoke (words are explained in the file)
@@ -25,58 +30,92 @@ USAGE = """usage: python -m mljax.main --config=FILE[:WORD,WORD..] --workdir=FOL
 def read_config(argument: str) -> Any:
     """`FILE[:WORDS]` -> the locked config; the file is looked for here and beside the package."""
     file, _, words = argument.partition(":")
+    if not file:
+        raise UserError("The flag --config names no file; give --config=configs/cmsg.py, for example.")
     roots = (Path.cwd(), Path(__file__).parents[1])
     path = next((r / file for r in roots if (r / file).is_file()), None)
     if path is None:
         known = sorted({f"{p.parent.name}/{p.name}" for r in roots for p in (r / "configs").glob("[!_]*.py")})
         raise UserError(f"There is no config file {file!r}{nearest(file, known)}.")
     spec = importlib.util.spec_from_file_location(f"mljax_config_{path.stem}", path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise UserError(f"The config file {path} is no Python file; a config is a .py with a function get_config.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"The config file {path} has no function get_config; see configs/cmsg.py for an example.")
         config = module.get_config(words or None)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"The config file {path} fails with {type(error).__name__}: {error}.") from error
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        raise UserError(f"The config file {path} fails{_line_of(error, path)} with {told}.") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"get_config of {path} returns {type(config).__name__}; a config of mljax.config.base() is due."
+        )
     return config.lock()
 
 
-def override(config: Any, key: str, text: str) -> None:
-    """`--config.a.b=text`: an existing key, a value of its type; numbers, booleans, None, tuples as Python writes them."""
-    from ml_collections import ConfigDict
+def _line_of(error: Exception, path: Path) -> str:
+    """Where in the config file an error comes from."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename) == path:
+        lines.append(error.lineno)
+    return f" in line {lines[-1]}" if lines else ""
 
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """`--config.a.b=text`: an existing key, a value of its type; numbers, None and tuples as Python writes them."""
     *path, last = key.split(".")
-    section = config
-    for name in path:
-        if not isinstance(section, ConfigDict) or name not in section:
-            raise UserError(
-                f"--config.{key}: there is no key {name!r}{nearest(name, getattr(section, 'keys', list)())}."
-            )
+    section: Any = config
+    for i, name in enumerate(path):
+        if name not in section:
+            raise UserError(f"--config.{key}: there is no key {name!r}{nearest(name, section.keys())}.")
         section = section[name]
-    if not isinstance(section, ConfigDict):
-        raise UserError(f"--config.{key}: {path[-1]!r} is a value and has no keys.")
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"--config.{key}: {'.'.join(path[: i + 1])!r} is a value and has no keys.")
     # Sections that name a constructor take any of its keywords; `build` checks them, and names the nearest.
-    free = "name" in section or ".".join(path) in ("optim", "eval", "input.train", "input.eval")
-    if last not in section and not free:
+    free = "name" in section or ".".join(path) in ("optim", "input.train", "input.eval")
+    if last not in section and not (free and last):
         raise UserError(f"--config.{key}: there is no key {last!r}{nearest(last, section.keys())}.")
     old = section.get(last)
+    if old is None and last in section and section.get_type(last) is str:
+        old = ""  # a text that is not set yet
+    value = _value(old, key, text)
+    try:
+        with config.unlocked():
+            section[last] = value
+    except (TypeError, ValueError):
+        wanted = section.get_type(last).__name__
+        raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
+
+
+def _value(old: Any, key: str, text: str) -> Any:
+    """What a text means in the place of a value."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if isinstance(old, ConfigDict) and not isinstance(value, dict):
+        some = sorted(old.keys())
+        hint = f", e.g. --config.{key}.{'name' if 'name' in some else some[0]}={text}" if some else ""
+        raise UserError(f"--config.{key}={text}: {key!r} is a section; set its keys one by one{hint}.")
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
     if isinstance(old, tuple) and not isinstance(value, tuple):
         value = tuple(v for v in text.split(",") if v) if isinstance(value, str) else (value,)
-    if isinstance(old, str) and value is not None and not isinstance(value, str):
-        value = text
+    # "none" is a choice of some settings (config.system.mode, config.vectors), and the absence of weights
+    nothing = value is None and (text == "None" or key == "weights.name")
+    if isinstance(old, str) and not nothing:
+        return value if isinstance(value, str) else text
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    wrong = old is not None and value is not None and type(value) is not type(old)
-    if wrong and not (isinstance(old, str) or (isinstance(old, ConfigDict) and isinstance(value, dict))):
+    wrong = old is not None and value is not None and type(value) is not type(old) and not isinstance(old, ConfigDict)
+    if wrong:
         raise UserError(f"--config.{key}={text}: a value of type {type(old).__name__} is wanted, like {old!r}.")
-    with config.unlocked():
-        section[last] = value
+    return value
 
 
 def parse(argv: list[str]) -> dict[str, Any]:
@@ -96,12 +135,41 @@ def parse(argv: list[str]) -> dict[str, Any]:
                 if not rest:
                     raise UserError(f"The flag {name} needs a value: {name}=...")
                 value = rest.pop(0)
+                if value.startswith("--"):
+                    raise UserError(f"The flag {name} needs a value before {value.partition('=')[0]}: {name}=...")
             if name.startswith("--config."):
                 found["overrides"].append((name.removeprefix("--config."), value))
+            elif not value:
+                raise UserError(f"The flag {name} is empty: {name}=...")
             else:
                 found[name[2:]] = value
         elif flag.startswith("-"):
-            raise UserError(f"There is no flag {name}{nearest(name, ('--config', '--workdir', '--list', '--help'))}.")
+            hint = f" (did you mean --config.{name[2:]}?)" if "." in name else nearest(name, FLAGS)
+            raise UserError(f"There is no flag {name}{hint}.")
         else:
-            raise UserError(f"The argument {flag!r} is left over; settings are written --config.KEY=VALUE.")
+            word = flag.partition("=")[0]
+            close = f"--config.{word}" if "." in word else f"--{word}"
+            hint = f" (did you mean {close}=..?)" if equals and ("." in word or close in FLAGS) else ""
+            raise UserError(f"The argument {flag!r} is left over{hint}; settings are written --config.KEY=VALUE.")
     return found
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one sentence, with the nearest flag; no flag may be shortened."""
+
+    def __init__(self, module: str, text: str | None):
+        super().__init__(prog=f"python -m mljax.{module}", description=(text or "").split("\n")[0], allow_abbrev=False)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            flag = next((word for word in rest if word.startswith("-")), None)
+            if flag is None:
+                raise UserError(f"The argument {rest[0]!r} is left over; see {self.prog} --help.")
+            flag = flag.partition("=")[0]
+            flags = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"There is no flag {flag}{nearest(flag, [f for f in flags if f.startswith('--')])}.")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')}; see {self.prog} --help.")

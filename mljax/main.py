@@ -6,7 +6,6 @@ python -m mljax.main --list
 """
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -44,12 +43,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command: what a user can mend is one line on stderr, and exit status 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    setup_jax()
     try:
+        setup_jax()
         return run()
     except UserError as error:
         print(f"mljax: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("mljax: The memory is full; lower config.optim.batch_size or config.input.size.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mljax: stopped", file=sys.stderr)

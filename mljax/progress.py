@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 from mljax.errors import UserError
 
@@ -30,7 +31,11 @@ class Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sink in (self._jsonl, self._events):
+        self._close()
+
+    def _close(self) -> None:
+        sinks, self._jsonl, self._events = (self._jsonl, self._events), None, None
+        for sink in sinks:
             if sink is not None:
                 with contextlib.suppress(OSError):
                     sink.close()
@@ -38,68 +43,117 @@ class Writer:
     def line(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def resume(self, stage: int, step: int) -> None:
+        """Forget what was measured after this step: a run that goes on from a checkpoint measures it again.
+
+        A half-written last line goes too, and the TensorBoard events are made again from the lines that stay.
+        """
+        from mljax.rundir import write_text
+
+        path = self.workdir / "metrics.jsonl"
+        if not path.is_file():
+            return
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+        kept = []
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                entry = json.loads(line)
+                if (int(entry["stage"]), int(entry["step"])) <= (stage, step):
+                    kept.append((line, entry))
+        if len(kept) == len(lines):
+            return
+        self._close()
+        write_text(path, "".join(f"{line}\n" for line, _ in kept))
+        for stale in self.workdir.glob("events.out.tfevents.*"):
+            stale.unlink(missing_ok=True)
+        for _, entry in kept:
+            values = {k: v for k, v in entry.items() if k not in ("step", "stage", "time")}
+            self._write_events(entry["step"], values, entry["stage"], entry.get("time"))
+
     def scalars(self, step: int, values: dict[str, Any], stage: int) -> None:
         """One line of metrics.jsonl, and the same in TensorBoard; values that are None are left out of the latter."""
-        from tensorboardX import SummaryWriter
-
+        now = round(time.time(), 3)
         try:
             if self._jsonl is None:
                 self._jsonl = (self.workdir / "metrics.jsonl").open("a")
-                self._events = SummaryWriter(str(self.workdir), flush_secs=30)
-            self._jsonl.write(
-                json.dumps({"step": step, "stage": stage, "time": round(time.time(), 3), **values}) + "\n"
-            )
+            self._jsonl.write(json.dumps({"step": step, "stage": stage, "time": now, **values}) + "\n")
             self._jsonl.flush()
-            for name, value in values.items():
-                if value is not None:
-                    self._events.add_scalar(f"stage{stage}/{name}" if stage else name, value, step)
+            self._write_events(step, values, stage, now)
         except OSError as error:
             raise UserError(
-                f"Metrics cannot be written to {self.workdir} ({error.strerror}); free space and run the same command again."
+                f"Metrics cannot be written to {self.workdir} ({error.strerror}); free space and run the same command"
+                " again."
             ) from None
 
+    def _write_events(self, step: int, values: dict[str, Any], stage: int, when: float | None) -> None:
+        from tensorboardX import SummaryWriter
+
+        if self._events is None:
+            self._events = SummaryWriter(str(self.workdir), flush_secs=30)
+        for name, value in values.items():
+            if value is not None:
+                self._events.add_scalar(f"stage{stage}/{name}" if stage else name, value, step, walltime=when)
+
     def model_table(self, params: Any, workdir: Path) -> None:
-        """clu's table of parameters into model.txt, its last line to the terminal."""
+        """clu's table of every parameter into model.txt; its sums by module to the terminal."""
         from clu import parameter_overview
 
         from mljax.rundir import write_text
 
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         write_text(workdir / "model.txt", table + "\n")
-        lines = table.splitlines()
-        self.line(table if len(lines) <= 60 else "\n".join([*lines[:28], "| ...", *lines[-28:]]))
+        self.line(by_module(params))
 
     @contextlib.contextmanager
     def task(self) -> Iterator[Callable[[str, int, int], None]]:
         """A progress line for preparations: `show(what, done, total)`."""
         began, shown = time.perf_counter(), 0.0
-        bar = self._bar() if self.live else None
+        bar = self.bar() if self.live else None
         tasks: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal shown
+            now = time.perf_counter()
+            left = (now - began) / max(done, 1) * (total - done)
             if bar is not None:
                 if what not in tasks:
                     tasks[what] = bar.add_task(what, total=total, info="")
-                bar.update(tasks[what], completed=done)
-            elif done == total or time.perf_counter() - shown > 30:
-                shown = time.perf_counter()
-                self.line(f"{what}: {done}/{total}, {shown - began:.0f} s")
+                bar.update(tasks[what], completed=done, info=f"{duration(left)} left" if done < total else "done")
+            elif done == total or now - shown > 30:
+                shown = now
+                self.line(f"{what}: {done}/{total}, {duration(now - began)}")
 
         with bar if bar is not None else contextlib.nullcontext():
             yield show
 
-    def _bar(self) -> Progress:
+    def bar(self) -> Progress:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total}"),
+            Count(),
+            TextColumn("{task.fields[info]}"),
         )
-        return Progress(*columns, TextColumn("{task.fields[info]}"), TimeRemainingColumn(), console=self.console)
+        return Progress(*columns, console=self.console)
+
+
+class Count(ProgressColumn):
+    """20/180, as wide at the first step as at the last."""
+
+    def render(self, task: Task) -> Text:
+        total = f"{int(task.total or 0)}"
+        return Text(f"{int(task.completed):>{len(total)}}/{total}")
 
 
 class Meter:
-    """The live line of training: steps, images/s, loss, time left; a plain line now and then where there is no terminal."""
+    """The live line of training: steps, images/s, loss, time left; where there is no terminal, a line now and then.
+
+    Use it as a context, so that the terminal gets its line and cursor back whatever happens.
+    """
+
+    QUIET = 15.0  # seconds between lines where there is no terminal
 
     def __init__(self, writer: Writer, label: str, start: int, total: int, batch_size: int):
         self.writer, self.label, self.total, self.batch_size = writer, label, total, batch_size
@@ -107,34 +161,92 @@ class Meter:
         self.paused = 0.0  # seconds of evaluation: they are not training time
         self.mark = (start, self.began)
         self.shown = 0.0
-        self.bar = writer._bar() if writer.live else None
+        self.bar = writer.bar() if writer.live else None
+
+    def __enter__(self) -> "Meter":
         if self.bar is not None:
             self.bar.start()
-            self.task = self.bar.add_task(f"{label}training", total=total, completed=start, info="")
+            self.task = self.bar.add_task(
+                f"{self.label}training", total=self.total, completed=self.first, info="compiling"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def compiled(self, step: int) -> None:
+        """After the first step: its time is the compiler's, and counts neither for speed nor for what is left."""
+        seconds = time.perf_counter() - self.began
+        self.first, self.began = step, time.perf_counter()
+        self.mark = (step, self.began)
+        if seconds > 2:
+            self.writer.line(f"{self.label}compiled in {duration(seconds)}")
+
+    def say(self, text: str) -> None:
+        """What goes on besides training, in the live line."""
+        if self.bar is not None:
+            self.bar.update(self.task, info=text)
 
     def update(self, step: int, metrics: dict[str, float], stage: int) -> None:
         now = time.perf_counter()
-        rate = (step - self.mark[0]) * self.batch_size / max(now - self.mark[1], 1e-9)
+        done, seconds = step - self.mark[0], now - self.mark[1]
+        rate = done * self.batch_size / seconds if done else None
         self.mark = (step, now)
-        self.writer.scalars(step, {**metrics, "images_per_s": round(rate, 2)}, stage)
-        info = f"loss {metrics['loss']:.4g}  {rate:.0f} images/s"
+        kept = {**metrics} if rate is None else {**metrics, "images_per_s": round(rate, 2)}
+        self.writer.scalars(step, kept, stage)
+        info = [f"loss {metrics['loss']:#.4g}"]
+        if rate is not None:
+            left = (now - self.began - self.paused) / (step - self.first) * (self.total - step)
+            info += [f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s", f"{duration(left)} left"]
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, info=info)
-        elif now - self.shown > 15 or step == self.total:
+            self.bar.update(self.task, completed=step, info="  ".join(info))
+        elif now - self.shown > self.QUIET or step == self.total:
             self.shown = now
-            spent = now - self.began - self.paused
-            left = spent / max(step - self.first, 1) * (self.total - step)
-            self.writer.line(f"{self.label}step {step}/{self.total}  {info}  {left:.0f} s left")
+            self.writer.line("  ".join([f"{self.label}step {step}/{self.total}", *info]))
 
     def evaluated(self, found: dict[str, dict[str, float]], seconds: float) -> None:
         self.paused += seconds
         self.mark = (self.mark[0], time.perf_counter())
         shown = "  ".join(
-            f"{kind} mAP {metrics['mAP']:.2f} OF1 {metrics['OF1']:.2f}" for kind, metrics in found.items()
+            f"{kind} mAP {_percent(metrics['mAP'])} OF1 {_percent(metrics['OF1'])}" for kind, metrics in found.items()
         )
-        self.writer.line(f"{self.label}step {self.mark[0]}: {shown}  ({seconds:.1f} s)")
+        self.writer.line(f"{self.label}step {self.mark[0]}/{self.total}  {shown}  evaluated in {duration(seconds)}")
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+def by_module(params: Any) -> str:
+    """Parameters of every module of the system, one level deep, and their sum; in numbers and in MB."""
+    import jax
+    import numpy as np
+
+    rows = []
+    for name, tree in params.items():
+        leaves = jax.tree.leaves(tree)
+        size = sum(int(np.prod(x.shape)) for x in leaves)
+        rows.append((name, f"{size:,}", f"{sum(x.nbytes for x in leaves) / 1e6:,.1f}", len(leaves), size))
+    total = sum(row[4] for row in rows)
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    rows.append(("in all", f"{total:,}", f"{size / 1e6:,.1f}", sum(row[3] for row in rows), total))
+    width = max(len("module"), *(len(row[0]) for row in rows))
+    numbers = max(len("parameters"), *(len(row[1]) for row in rows))
+    lines = [f"{'module':<{width}}  {'parameters':>{numbers}}  {'MB':>8}  {'arrays':>6}"]
+    lines += [f"{row[0]:<{width}}  {row[1]:>{numbers}}  {row[2]:>8}  {row[3]:>6}" for row in rows]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """8 s, 2 min 05 s, 3 h 07 min."""
+    seconds = round(seconds)
+    if seconds < 100:
+        return f"{seconds} s"
+    if seconds < 6000:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

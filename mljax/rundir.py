@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mljax import config as configs
-from mljax.errors import UserError
+from mljax.errors import UserError, nearest
 from mljax.types import Meta
 
 # Keys that change how fast or how loudly a run goes, or on what, but not what it computes.
@@ -135,28 +135,34 @@ def load_config(workdir: Path) -> ConfigDict:
 def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     """The config of each stage: the base with the stage's partial laid over it, in order."""
     stages = []
+    if not isinstance(config.stages, tuple):
+        raise UserError(f"config.stages is {config.stages!r}; it must be a tuple of what each stage changes.")
     for i, partial in enumerate(config.stages or ({},)):
+        if not isinstance(partial, Mapping):
+            raise UserError(f"config.stages[{i}] is {partial!r}; a stage is a dict of what it changes.")
         stage = ConfigDict(config.to_dict())
         stage.stages = ()
-        _overlay(stage, dict(partial), f"config.stages[{i}]")
+        _overlay(stage, partial, f"config.stages[{i}]")
         stages.append(stage)
     return stages
 
 
 def _overlay(config: ConfigDict, partial: Mapping[str, Any], where: str) -> None:
-    from mljax.errors import nearest
-
     with config.unlocked():
         for key, value in partial.items():
             if key not in config:
                 raise UserError(f"{where} has no key {key!r}{nearest(key, config.keys())}.")
-            if isinstance(value, Mapping) and isinstance(config[key], ConfigDict):
-                if "name" in value and value["name"] != config[key].get("name"):
-                    config[key] = dict(value)
-                else:
+            if isinstance(config[key], ConfigDict) and not isinstance(value, Mapping):
+                raise UserError(f"{where}.{key} is {value!r}; it is a section, so a dict of its keys is wanted.")
+            try:
+                if isinstance(config[key], ConfigDict) and value.get("name", config[key].get("name")) == config[
+                    key
+                ].get("name"):
                     config[key].update(dict(value))
-            else:
-                config[key] = value
+                else:
+                    config[key] = value
+            except TypeError:
+                raise UserError(f"{where}.{key} has a value of another type than config.{key}: {value!r}.") from None
 
 
 def load_preprocessing(workdir: Path) -> dict[str, Any]:

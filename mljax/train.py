@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mljax import evaluate, experiment, optim, parallel, progress, rundir
 from mljax.build import keywords
+from mljax.check import check
 from mljax.checkpoint import Checkpoints
 from mljax.data import features, loader
 from mljax.errors import UserError, nearest
@@ -102,6 +104,8 @@ def fit(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       Stop: after Ctrl-C or SIGTERM, once the state is saved.
     """
     stages = rundir.stage_configs(config)
+    for stage in stages:
+        check(stage)
     rundir.open_run(workdir, config)
     with progress.Writer(workdir) as writer:
         report = evaluate.finished(workdir)
@@ -131,6 +135,7 @@ class Stage:
         with Checkpoints(self.folder, keep_best_of="mAP") as self.checkpoints:
             state = self._initial()
             if int(state.step) < self.total:
+                self.writer.resume(self.index, int(state.step))
                 state = self._loop(state)
             if not self.last:
                 return {}
@@ -166,7 +171,7 @@ class Stage:
         config = self.config
         variables = experiment.init_variables(self.experiment, config.seed)
         self._cache(variables)
-        frozen = self.experiment.system.backbone.frozen_parameters()
+        frozen = self.experiment.system.backbone.frozen_parameters
         self.tx = make_optimizer(config, variables["params"], self.steps_per_epoch, frozen)
         state = jax.jit(lambda v: create_state(v, self.tx, ema=config.ema, seed=config.seed))(variables)
         if self.index == 0 and self.checkpoints.latest is None:
@@ -235,28 +240,32 @@ class Stage:
 
     def _loop(self, state: TrainState) -> TrainState:
         config, start = self.config, int(state.step)
-        every = max(1, config.eval.every) * self.steps_per_epoch
+        every = config.eval.every * self.steps_per_epoch
         pending: list[tuple[int, Any]] = []
-        meter = progress.Meter(self.writer, self.label, start, self.total, config.optim.batch_size)
         batches = self._batches(start)
-        with interruptible() as asked:
+        meter = progress.Meter(self.writer, self.label, start, self.total, config.optim.batch_size)
+        with interruptible() as asked, meter:
             for step in range(start, self.total):
                 if step % self.steps_per_epoch == 0:
                     state = self._refresh(state, step // self.steps_per_epoch)
                 state, metrics = self.step(state, self.place(next(batches)))
                 pending.append((step, metrics))
                 done = step + 1
-                if done % config.log_every == 0 or done % every == 0 or done == self.total or asked:
+                if step == start:
+                    meter.compiled(done)
+                leave = bool(asked)  # once: a signal that comes later must not save what _log has not seen
+                if done % config.log_every == 0 or done % every == 0 or done == self.total or leave:
                     self._log(pending, meter)
                 if done % every == 0 or done == self.total:
                     state = self._evaluate(state, done, meter)
-                elif asked:
+                elif leave:
                     self._save(state, done, None)
+                else:
+                    continue
                 if asked:
                     self.checkpoints.wait()
                     raise Stop(f"stopped at step {done} of {self.total} and saved; run the same command to go on")
         self.checkpoints.wait()
-        meter.close()
         return state
 
     def _log(self, pending: list[tuple[int, Any]], meter: progress.Meter) -> None:
@@ -264,12 +273,12 @@ class Stage:
         fetched = jax.device_get(pending)
         pending.clear()
         for step, metrics in fetched:
-            if not np.isfinite(metrics["loss"]):
-                self.checkpoints.wait()
+            if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
                 kept = self.checkpoints.latest
                 raise UserError(
-                    f"The loss of step {step} is {float(metrics['loss'])} (gradient norm {float(metrics['grad_norm']):.3g});"
-                    f" training stopped and keeps the checkpoint of step {kept if kept is not None else 'none yet'}."
+                    f"The loss of step {step} is {float(metrics['loss']):.4g} (gradient norm"
+                    f" {float(metrics['grad_norm']):.3g}); training stopped and keeps"
+                    f" {f'the checkpoint of step {kept}' if kept is not None else 'no checkpoint, since none was due'}."
                     " Lower config.optim.lr or set config.optim.clip_norm, in another workdir."
                 )
         step, metrics = fetched[-1]
@@ -292,6 +301,7 @@ class Stage:
 
     def _evaluate(self, state: TrainState, step: int, meter: progress.Meter) -> TrainState:
         began = time.perf_counter()
+        meter.say("evaluating")
         found = evaluate.raw_and_ema(self, state)
         metrics = {
             f"{kind}/{name}": value for kind, report in found.items() for name, value in report["metrics"].items()
@@ -326,13 +336,14 @@ def take_over(new: Any, old: Any) -> Any:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM in a list instead of raising; a second Ctrl-C raises as usual."""
+    """Collects Ctrl-C and SIGTERM in a list instead of raising; a second one raises Stop at once."""
     asked: list[int] = []
 
     def handler(number: int, frame: Any) -> None:
         if asked:
-            raise KeyboardInterrupt
+            raise Stop("stopped at once; the last checkpoint is whole, run the same command to go on from it")
         asked.append(number)
+        os.write(2, b"\nstopping: what is under way is finished and saved first; once more to leave at once\n")
 
     old: dict[int, Any] = {}
     try:

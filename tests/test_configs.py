@@ -42,7 +42,7 @@ def test_full_size_shapes_hold(name, word):
     def one_step():
         rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1), "draw": jax.random.key(2)}
         variables = run.system.init(rngs, run.prepare(batch), 0, method="loss")
-        tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters())
+        tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)
         state = train.create_state(variables, tx, ema=found.ema, seed=0)
         return train.make_step(run, tx)(state, batch)
 

@@ -50,7 +50,7 @@ def steps(found: Any, devices: int, count: int = 3) -> tuple[Any, list[float]]:
     """The state after a few steps on so many simulated devices, as host arrays, and the losses."""
     run, source = assembled(found)
     variables = experiment.init_variables(run, found.seed)
-    tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters())
+    tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)
     state = train.create_state(variables, tx, ema=found.ema, seed=0)
     step, place_state, place = parallel.compile_step(
         train.make_step(run, tx), found.parallel, jax.devices()[:devices]

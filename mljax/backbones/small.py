@@ -62,6 +62,7 @@ class Small(nn.Module):
     remat: bool = False
     in_channels: int = 3
 
+    @property
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameter paths that no gradient reaches."""
         return frozen_parameters(self.frozen, self.norm, {stage: f"^{stage}_" for stage in STAGES})

@@ -69,7 +69,7 @@ def endpoints(
     batch_size: int = 32,
     limit_gb: float = 30.0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-) -> dict[str, dict[str, np.ndarray]]:
+) -> dict[str, dict[str, Any]]:
     """The endpoints of a split for several views, from the cache or computed now.
 
     Args:
@@ -77,8 +77,13 @@ def endpoints(
       key: what the endpoints depend on besides the data: backbone, weights, normalisation.
       limit_gb: the least recently used entries beyond it are deleted.
     Returns:
-      {view text: {stride: (N h w d) float16 memory map}}.
+      {view text: {stride: (N h w d) float16 memory map}}. A subset shares the entries of the split that it is taken from.
     """
+    if source.base is not None and source.indices is not None:
+        whole = endpoints(
+            source.base, looks, encode, key=key, batch_size=batch_size, limit_gb=limit_gb, progress=progress
+        )
+        return {t: {name: Rows(x, source.indices) for name, x in maps.items()} for t, maps in whole.items()}
     found = {}
     for look in looks:
         digest = hashlib.sha256(json.dumps([source.fingerprint, len(source), look.text, key]).encode()).hexdigest()[:24]
@@ -90,6 +95,21 @@ def endpoints(
         found[look.text] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
         _limit(cache_dir() / "features", limit_gb, keep=folder)
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows of a memory map, read when asked for."""
+
+    whole: np.ndarray
+    indices: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.indices), *self.whole.shape[1:])
+
+    def __getitem__(self, chosen: Any) -> np.ndarray:
+        return self.whole[self.indices[chosen]]
 
 
 def _compute(

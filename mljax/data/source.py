@@ -25,6 +25,7 @@ class Source:
       scored: (N l) uint8 in {0, 1}: 1 where average precision counts the entry.
       read: index -> encoded bytes, or a decoded (h w 3) uint8 array; picklable.
       fingerprint: changes when ids, labels or image files change.
+      base, indices: of a subset: the split it is taken from, and which of its examples.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Source:
     scored: np.ndarray
     read: Callable[[int], bytes | np.ndarray]
     fingerprint: str
+    base: "Source | None" = None
+    indices: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +63,8 @@ class Source:
             scored=self.scored[indices],
             read=Picked(self.read, indices),
             fingerprint=f"{self.fingerprint}{suffix}",
+            base=self.base or self,
+            indices=indices if self.indices is None else self.indices[indices],
         )
 
 

@@ -19,10 +19,10 @@ demo: venv
 	XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(BIN)/python -m mljax.main --config=configs/cmsg.py --workdir=runs/demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: venv
-	$(BIN)/python -m pytest -m "slow and not parity"
+	$(BIN)/python -m pytest -n 2 -m "slow and not parity"
 
 $(PARITY)/.ready: requirements.lock pyproject.toml
 	test -x $(PARITY)/python || $(PYTHON) -m venv .venv-parity
@@ -32,7 +32,7 @@ $(PARITY)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 parity: $(PARITY)/.ready
-	$(PARITY)/python -m pytest -m parity tests/parity
+	$(PARITY)/python -m pytest -n 2 -m parity tests/parity
 
 notebook: venv
 	$(BIN)/python tools/run_notebook.py notebooks/tour.ipynb

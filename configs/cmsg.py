@@ -47,15 +47,31 @@ def coco2014(config):
 
 
 def voc_resplit(config):
-    """Frozen MobileNetV1 on the VOC2007 re-split, at most 10 minutes on two cores."""
-    c.voc_resplit(config)
-    config.system.update(width=512, ffn=2048)
+    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views: under 10 minutes on two cores."""
+    c.voc_resplit(config, views("224", "85"))
+    config.system.update(width=512, ffn=512, normalise=True)
     config.optim.update(lr=3e-4, epochs=12)
+    config.eval.every = 12
+
+
+def best(config):
+    """With voc_resplit: 320 pixels, and test-time averaging over 448 too; within an hour on two cores."""
+    config.input.size = 320
+    config.cache.train_views = views("320", "80")
+    config.cache.eval_views = (*views("320", "80"), "448", "448:flip")
+    config.optim.epochs = 12
+    config.eval.every = 12
+
+
+def views(size, share):
+    """Whole image and four corners of it, each looked at once more or less mirrored."""
+    corners = [f"{size}:tl{share}", f"{size}:br{share}", f"{size}:flip:tr{share}", f"{size}:flip:bl{share}"]
+    return (size, f"{size}:flip", *corners)
 
 
 def csv(config):
     c.own_csv(config)
-    config.system.update(width=512, ffn=2048)
+    config.system.update(width=512, ffn=512, normalise=True)
     config.optim.update(lr=3e-4, epochs=12)
 
 
@@ -65,4 +81,4 @@ def star(config):
     config.weights.name = "resnext101_32x16d_swsl"
 
 
-WORDS = dict(voc2007=voc2007, voc2012=voc2012, coco2014=coco2014, voc_resplit=voc_resplit, csv=csv, star=star)
+WORDS = dict(best=best, voc2007=voc2007, voc2012=voc2012, coco2014=coco2014, voc_resplit=voc_resplit, csv=csv, star=star)

@@ -1,6 +1,7 @@
 """mljax: multi-label image classification systems in JAX/Flax.
 
     import mljax
+    mljax.fit(mljax.read_config("configs/cmsg.py"), "runs/cmsg")
     run = mljax.load("runs/cmsg")
     run.predict(["photo.jpg"])
 
@@ -12,7 +13,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_LAZY = {"load": ("mljax.predict", "load")}
+_LAZY = {
+    "read_config": ("mljax.flags", "read_config"),
+    "fit": ("mljax.train", "fit"),
+    "load": ("mljax.predict", "load"),
+}
 
 
 def __getattr__(name: str) -> Any:

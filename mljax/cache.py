@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,19 @@ def cache_dir() -> Path:
     if reason is not None:
         raise UserError(f"The cache folder {folder} cannot be used ({reason}); set MLJAX_CACHE to one that can.")
     return folder
+
+
+def setup_jax() -> None:
+    """Before jax starts: where it keeps compiled programs, for every command and run of this user."""
+    folder = cache_dir() / "xla"
+    for program in folder.glob("*-cache"):  # one whose writer was killed would keep jax from storing any other
+        with contextlib.suppress(OSError):
+            if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
+                program.unlink()
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
 
 
 @contextlib.contextmanager

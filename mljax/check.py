@@ -1,23 +1,30 @@
 """A config is checked whole before a run touches its folder: whatever is wrong with it is one sentence.
 
-What a section's own constructor knows (settings of a system, a loss, a data set) is checked where it is built; here
-are the keys that every experiment has, their types and their ranges.
+Here are the keys that every experiment has, their types and their ranges, and the keys of a section that names what it
+builds; the values of those are checked where they are used.
 """
 
 import math
-from collections.abc import Mapping
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from mljax.build import find
+from mljax.build import find, keywords, names
 from mljax.config import base
-from mljax.data import features
+from mljax.criterion import criterion
+from mljax.data import features, transforms
 from mljax.errors import UserError, nearest
+from mljax.experiment import settings
+from mljax.layers import ACTIVATIONS
 from mljax.metrics import DEFINITIONS
+from mljax.optim import optimizer
 
-KINDS = {"data": "data", "backbone": "backbones", "system": "systems", "loss": "losses"}
-OPEN = (*KINDS, "optim", "input.train", "input.eval")  # their keys are the keywords of what they name
+KINDS = {"data": "data", "backbone": "backbones", "system": "systems"}  # `loss` is checked by criterion
+OPEN = (*KINDS, "loss", "optim", "input.train", "input.eval")  # their keys are the keywords of what they build
 
 # key: the least and the largest value
 RANGES: dict[str, tuple[float, float]] = {
@@ -43,6 +50,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "eval.scored_in": ("AP", "all"),
     "start": ("last", "best", "ema"),
 }
+SIZES: dict[str, tuple[int, float]] = {  # of settings that systems and backbones share: least value, and bound
+    r"(^|_)layers$": (0, math.inf),
+    r"(^|_)(width|heads|ffn|hidden)$": (1, math.inf),
+    r"^(dropout|drop_path)$": (0, 1),
+}
+GIVEN = {  # keywords of constructors that come from elsewhere
+    *("split", "training", "backbone", "criterion", "meta", "dtype", "axis"),
+    *("params", "total_steps", "steps_per_epoch"),
+}
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
 
@@ -66,11 +82,52 @@ def check(config: ConfigDict) -> None:
         if value not in options:
             raise UserError(f"config.{key} is {value!r}{nearest(value, options)}.")
     for key, kind in KINDS.items():
-        if not isinstance(found[key].get("name"), str):
-            raise UserError(f"config.{key} has no 'name', which says what to take of the {kind}.")
-        find(kind, found[key]["name"])
+        name = found[key].get("name")
+        if not isinstance(name, str):
+            raise UserError(f"config.{key}.name is {name!r}; it must be a name{nearest('', names(kind))}.")
+        _settings(found[key], find(kind, name), f"config.{key} ({name!r})", ("name",))
+    _settings(found["optim"], optimizer, "config.optim", ("epochs", "batch_size"))
+    if not isinstance(found["weights"]["name"], str | None):
+        raise UserError(f"config.weights.name is {found['weights']['name']!r}; it must be a record's name or a file.")
+    criterion(found["loss"])
+    settings(transforms.train, found["input"]["train"], "config.input.train", size=found["input"]["size"])
+    settings(transforms.evaluate, found["input"]["eval"], "config.input.eval", size=found["input"]["size"])
     for text in (*found["cache"]["train_views"], *found["cache"]["eval_views"]):
         features.view(str(text))
+
+
+def _settings(section: Mapping[str, Any], constructor: Callable[..., Any], where: str, own: tuple[str, ...]) -> None:
+    """An open section: its keys are the constructor's keywords and `own`, its values of their types."""
+    known = {k: p for k, p in keywords(constructor).items() if k not in GIVEN}
+    for key, value in section.items():
+        if key in own:
+            continue
+        if key not in known:
+            raise UserError(f"{where} has no setting {key!r}{nearest(key, {*known, *own})}.")
+        kinds = _kinds(known[key].annotation)
+        unset = value is None and (known[key].default is None or str in kinds)  # a file to be named: the reader says so
+        if kinds and not unset and not any(_fits(value, kind()) for kind in kinds):
+            raise UserError(f"{where} has {key}={value!r}; it must be {' or '.join(WORDS[kind] for kind in kinds)}.")
+        for pattern, (least, below) in SIZES.items():
+            if re.search(pattern, key) and _fits(value, 0.0) and not least <= value < below:
+                limits = f"at least {least}" if below == math.inf else f"from {least} to below {below}"
+                raise UserError(f"{where} has {key}={value!r}; it must be {limits}.")
+        if key == "activation" and value not in ACTIVATIONS:
+            raise UserError(f"{where} has activation={value!r}{nearest(value, ACTIVATIONS)}.")
+
+
+def _kinds(annotation: Any) -> tuple[type, ...]:
+    """The types of WORDS that an annotation allows; none where it allows others too."""
+    found = []
+    for part in typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,):
+        if part is type(None):
+            continue
+        origin = typing.get_origin(part) or part
+        kind = tuple if origin in (tuple, list, Sequence) else origin
+        if kind not in WORDS:
+            return ()
+        found.append(kind)
+    return tuple(found)
 
 
 def _section(section: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from mljax import records
 from mljax.errors import UserError, nearest
 from mljax.groups import paths
-from mljax.silence import close_at_exit, error_code, orbax, quiet, unclosed
+from mljax.silence import close_at_exit, error_code, orbax, quiet
 
 
 class Checkpoints:
@@ -285,7 +285,7 @@ class Checkpoints:
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             args[name] = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)
         try:
-            with quiet(), unclosed():
+            with quiet():
                 restored = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
             found = {path: leaf for name in args for path, leaf in paths(restored[name]).items()}
         except Exception as error:

@@ -146,7 +146,7 @@ def voc_resplit(config: ConfigDict, views: tuple[str, ...] = ("224",)) -> None:
     config.input.size = int(views[0].split(":")[0])
     config.input.train = {"crop": "squish", "flip": 0.0}
     config.input.eval = {"crop": "squish"}
-    config.cache.train_views, config.cache.eval_views = views, views[:1]
+    config.cache.train_views = config.cache.eval_views = views
     config.eval.select = "last"
 
 

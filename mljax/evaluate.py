@@ -3,8 +3,8 @@
 python -m mljax.evaluate --workdir=runs/cmsg [--split=val] [--definition=env] [--checkpoint=best]
 """
 
-import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +21,9 @@ from mljax.data import features, loader
 from mljax.data.source import Source
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
+from mljax.flags import Parser
 
+log = logging.getLogger("mljax")
 SELECTIONS = ("last", "best", "best_of_raw_and_ema")
 
 
@@ -97,10 +99,13 @@ def raw_and_ema(stage: Any, state: Any) -> dict[str, dict[str, Any]]:
     candidates = {"raw": {"params": state.params, **state.variables}}
     if state.ema is not None:
         candidates["ema"] = averaged(state)
-    return {
-        kind: measure(stage.scorer.scores(v, stage.eval, stage.cached_eval, stage.config), stage.eval, stage.config)
-        for kind, v in candidates.items()
-    }
+    reports = {}
+    for kind, v in candidates.items():
+        scores = stage.scorer.scores(v, stage.eval, stage.cached_eval, stage.config)
+        if not np.isfinite(scores).all():
+            raise stage.diverged(f"The scores of {stage.eval.name} after step {state.step} ({kind}) are not finite")
+        reports[kind] = measure(scores, stage.eval, stage.config)
+    return reports
 
 
 def select(stage: Any, state: Any) -> tuple[Any, str]:
@@ -131,18 +136,10 @@ def write(
     """Keep scores and report of a split in the run directory and print the table."""
     report = {"split": source.name, "images": len(source), **measure(scores, source, config)}
     report |= {"seed": config.seed, "step": step, "selected_by": by, "definition": config.eval.definition}
-    temporary = workdir / f".scores{suffix}.npz"
-    try:
-        np.savez_compressed(
-            temporary, scores=scores, labels=source.labels, scored=source.scored, ids=np.array(source.ids, dtype=str),
-            classes=np.array(source.classes),
-        )  # fmt: skip
-        temporary.replace(workdir / f"scores{suffix}.npz")
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"Scores cannot be written to {workdir} ({error.strerror}); free space and run again."
-        ) from None
+    rundir.write_arrays(
+        workdir / f"scores{suffix}.npz", scores=scores, labels=source.labels, scored=source.scored,
+        ids=np.array(source.ids, dtype=str), classes=np.array(source.classes),
+    )  # fmt: skip
     rundir.write_text(workdir / f"report{suffix}.json", json.dumps(report, indent=2))
     print(table(report))
     print(f"run directory: {workdir}")
@@ -151,11 +148,15 @@ def write(
 
 def finished(workdir: Path) -> dict[str, Any] | None:
     """The report of a run that is complete, its table printed again; None if there is more to do."""
-    path = workdir / "report.json"
-    if not path.is_file():
+    if not (workdir / "report.json").is_file():
         return None
-    report = json.loads(path.read_text())
-    print(table(report))
+    try:
+        report = rundir.read_json(workdir / "report.json")
+        text = table(report)
+    except (UserError, KeyError, TypeError, AttributeError):
+        log.warning("%s is damaged; it is made again from the checkpoint.", workdir / "report.json")
+        return None
+    print(text)
     print(f"run directory: {workdir} (finished earlier; nothing was trained)")
     return report
 
@@ -182,7 +183,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mljax.evaluate", description=__doc__.split("\n")[0])
+    parser = Parser("evaluate", __doc__)
     parser.add_argument("--workdir", required=True, help="run directory")
     parser.add_argument("--split", help="any split of the run's data set, e.g. val or 'trainval[-500:]'")
     parser.add_argument("--checkpoint", choices=("selected", "last", "best"), default="selected")
@@ -194,6 +195,9 @@ def main(argv: list[str] | None = None) -> int:
 
     run = load(args.workdir, checkpoint=args.checkpoint, ema=args.ema or None)
     if args.definition:
+        if args.definition not in metrics.DEFINITIONS:
+            hint = nearest(args.definition, metrics.DEFINITIONS)
+            raise UserError(f"There is no definition {args.definition!r} of average precision{hint}.")
         run.experiment.config.eval.definition = args.definition
     if args.views:
         run.experiment.config.cache.eval_views = tuple(args.views.split(","))

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
+from mljax.build import keywords, names
 from mljax.errors import UserError, nearest
 
 FLAGS = ("--config", "--workdir", "--list", "--help")
@@ -83,6 +84,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     old = section.get(last)
     if old is None and last in section and section.get_type(last) is str:
         old = ""  # a text that is not set yet
+    if last not in section and "," in text and isinstance(_default(".".join(path), section.get("name"), last), tuple):
+        old = ()
     value = _value(old, key, text)
     try:
         with config.unlocked():
@@ -90,6 +93,15 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     except (TypeError, ValueError):
         wanted = section.get_type(last).__name__
         raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
+
+
+def _default(where: str, name: Any, key: str) -> Any:
+    """Of a setting that the config does not write out: what its constructor says."""
+    kind = {"data": "data", "backbone": "backbones", "system": "systems", "loss": "losses"}.get(where)
+    if kind is None or name not in names(kind):
+        return None
+    parameter = keywords(names(kind)[name]).get(key)
+    return None if parameter is None else parameter.default
 
 
 def _value(old: Any, key: str, text: str) -> Any:

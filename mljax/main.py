@@ -6,11 +6,13 @@ python -m mljax.main --list
 """
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from mljax.cache import setup_jax
 from mljax.errors import UserError
 from mljax.flags import USAGE, override, parse, read_config
 
@@ -43,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def guarded(run: Callable[[], int]) -> int:
     """Run a command: what a user can mend is one line on stderr, and exit status 2."""
+    log = logging.getLogger("mljax")
+    log.handlers, log.propagate = [logging.lastResort or logging.NullHandler()], False  # plain lines
     try:
         setup_jax()
         return run()
@@ -61,15 +65,6 @@ def guarded(run: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-
-
-def setup_jax() -> None:
-    """Before jax starts: the persistent compile cache, and no memory grabbed that others on the GPU need."""
-    from mljax.cache import cache_dir
-
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "xla"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
 
 
 if __name__ == "__main__":

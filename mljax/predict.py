@@ -1,18 +1,20 @@
 """A run directory -> scores, labels and attention maps for anyone's images.
 
-    python -m mljax.predict --workdir=runs/cmsg photo.jpg holiday/ [--json] [--overlay=maps/] [--threshold=0.5] [--top=5]
+python -m mljax.predict --workdir=runs/cmsg photo.jpg holiday/ [--json] [--overlay=maps/] [--threshold=0.5] [--top=5]
 
-    import mljax
-    run = mljax.load("runs/cmsg")
-    run.predict(["photo.jpg", array, pil_image])
+import mljax
+run = mljax.load("runs/cmsg")
+run.predict(["photo.jpg", array, pil_image])
 """
 
 import argparse
 import dataclasses
+import errno
 import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from mljax import evaluate, experiment, optim, rundir
 from mljax.checkpoint import Checkpoints
 from mljax.data import draw, loader
 from mljax.data.images import ImageError, decode
-from mljax.errors import UserError
+from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
+from mljax.flags import Parser
 from mljax.types import Outputs
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -61,21 +64,41 @@ class Run:
         out = self.experiment.system.apply(variables, self.experiment.prepare(batch), train=False)
         return self.experiment.scores(variables, batch), out
 
-    def _run(self, images: Sequence[Any], batch_size: int = 32) -> Iterator[tuple[np.ndarray, Outputs]]:
-        """Scores (b l) averaged over the run's views, and the outputs of the first view, batch by batch."""
+    def stream(
+        self, images: Sequence[Any], skip: Callable[[Any, ImageError], None] | None = None, batch_size: int = 32
+    ) -> Iterator[tuple[list[Any], np.ndarray, Outputs]]:
+        """Batch by batch: the images (b), probabilities (b l) over the run's views, and the outputs of the first view.
+
+        Args:
+          images: as `scores` takes them.
+          skip: told of every image that cannot be read, which is then left out; None: it is an error.
+        """
         views = self.experiment.eval_views or (self.experiment.eval_transform(),)
-        rng = np.random.default_rng(0)
-        for first in range(0, len(images), batch_size):
-            decoded = [decode(image, where=_name(image)) for image in images[first : first + batch_size]]
-            size = min(batch_size, len(images))
-            found = []
-            for view in views:
-                pixels = np.stack([view(image, rng) for image in decoded])
-                padded = loader.pad({"image": pixels, "mask": np.ones(len(pixels))}, size)["image"]
-                scores, out = self._apply(self.variables, padded)
-                found.append((np.asarray(scores)[: len(decoded)], out))
-            kept = jax.tree.map(lambda x: np.asarray(x)[: len(decoded)], found[0][1])
-            yield np.mean([scores for scores, _ in found], axis=0), kept
+        rng, size = np.random.default_rng(0), min(batch_size, len(images))
+        kept: list[Any] = []
+        pixels: list[list[np.ndarray]] = []
+        for number, image in enumerate(images, 1):
+            try:
+                picture = decode(image, where=_name(image))
+                pixels.append([view(picture, rng) for view in views])
+                kept.append(image)
+            except ImageError as error:
+                if skip is None:
+                    raise
+                skip(image, error)
+            if kept and (len(kept) == size or number == len(images)):
+                yield kept, *self._batch(pixels, size)
+                kept, pixels = [], []
+
+    def _batch(self, pixels: list[list[np.ndarray]], size: int) -> tuple[np.ndarray, Outputs]:
+        """(b) lists of views -> probabilities (b l) and outputs; padded, so that one program serves all batches."""
+        found = []
+        for view in zip(*pixels):
+            batch = {"image": np.stack(view), "mask": np.ones(len(view), np.float32)}
+            scores, out = self._apply(self.variables, loader.pad(batch, size)["image"])
+            found.append((np.asarray(scores)[: len(pixels)], out))
+        outputs = jax.tree.map(lambda x: np.asarray(x)[: len(pixels)], found[0][1])
+        return sigmoid(np.mean([scores for scores, _ in found], axis=0)), outputs
 
     def scores(self, images: Sequence[Any]) -> np.ndarray:
         """(N l) probabilities.
@@ -85,10 +108,8 @@ class Run:
         Raises:
           ImageError: an image that cannot be read, named.
         """
-        images = _listed(images)
-        found = [scores for scores, _ in self._run(images)]
-        scores = np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
-        return sigmoid(scores)
+        found = [scores for _, scores, _ in self.stream(_listed(images))]
+        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
 
     def predict(
         self, images: Sequence[Any], *, threshold: float = 0.5, top: int | None = None
@@ -112,16 +133,17 @@ class Run:
         Raises:
           UserError: the system has no attention.
         """
-        maps = [out.attention for _, out in self._run(_listed(images))]
-        if not maps or maps[0] is None:
+        return np.concatenate([self.maps(out) for _, _, out in self.stream(_listed(images))])
+
+    def maps(self, out: Outputs) -> np.ndarray:
+        """(b l h w) of a batch's outputs, averaged over heads."""
+        if out.attention is None:
             raise UserError(f"The system {self.experiment.config.system.name!r} has no attention to show.")
-        return np.concatenate([m.mean(axis=1) for m in maps if m is not None])
+        return np.asarray(out.attention, np.float32).mean(axis=1)
 
     def overlay(self, image: Any, label: str) -> Any:
         """A PIL image: the picture with the attention of a label over it."""
         if label not in self.classes:
-            from mljax.errors import nearest
-
             raise UserError(f"There is no label {label!r}{nearest(label, self.classes)}.")
         weights = self.attention([image])[0, self.classes.index(label)]
         return draw.overlay(decode(image, where=_name(image)), weights)
@@ -151,12 +173,13 @@ def load(workdir: str | Path, *, checkpoint: str = "selected", ema: bool | None 
       UserError: no run there, no checkpoint yet, or a damaged one.
     """
     workdir = Path(workdir)
-    config = rundir.stage_configs(rundir.load_config(workdir))[-1]
+    stages = rundir.stage_configs(rundir.load_config(workdir))
+    folders = [f for i in range(len(stages)) if any((f := workdir / "checkpoints" / f"{i}").glob("[0-9]*"))]
+    if not folders:
+        raise UserError(f"{workdir} holds no checkpoint yet; train it first: run the training command again.")
+    config: Any = stages[int(folders[-1].name)]
     config.parallel = "jit"
     run = experiment.assemble(config, rundir.load_meta(workdir), rundir.load_preprocessing(workdir))
-    folders = sorted((workdir / "checkpoints").glob("[0-9]*"), key=lambda f: int(f.name))
-    if not folders:
-        raise UserError(f"{workdir} holds no checkpoint yet; train it first.")
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
     with Checkpoints(folders[-1], keep_best_of="mAP", read_only=True) as checkpoints:
         step = checkpoints.latest if which == "last" else checkpoints.best
@@ -196,7 +219,9 @@ def photos(paths: Iterable[str]) -> Iterator[Path]:
     for text in paths:
         path = Path(text)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+            found = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.name[0] != "." and p.is_file()
+            )
             if not found:
                 raise UserError(f"The folder {path} holds no image ({' '.join(ENDINGS)}).")
             yield from found
@@ -207,7 +232,7 @@ def photos(paths: Iterable[str]) -> Iterator[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mljax.predict", description=(__doc__ or "").split("\n")[0])
+    parser = Parser("predict", __doc__)
     parser.add_argument("photos", nargs="+", metavar="PHOTO_OR_FOLDER")
     parser.add_argument("--workdir", required=True, help="run directory")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -215,43 +240,82 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--top", type=int, help="at most so many labels per photo; also below the threshold")
     parser.add_argument("--overlay", help="folder for a picture of the attention per photo and label")
     args = parser.parse_args(argv)
-    run, failed = load(args.workdir), 0
+    if not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold={args.threshold:g} is no probability; it must be from 0 to 1.")
+    if args.top is not None and args.top < 1:
+        raise UserError(f"--top={args.top} asks for no label; it must be at least 1.")
     chosen = list(photos(args.photos))
-    readable, first = [], 0
-    while first < len(chosen):
-        chunk = chosen[first : first + 32]
-        first += 32
-        readable = []
-        for path in chunk:
-            try:
-                decode(path, where=str(path))
-                readable.append(path)
-            except ImageError as error:
-                failed += 1
-                print(f"mljax: {error}", file=sys.stderr)
-        show(run, readable, args)
+    overlays = Overlays(args.overlay) if args.overlay else None
+    run = load(args.workdir)
+    failed = []
+
+    def skip(path: Path, error: ImageError) -> None:
+        failed.append(path)
+        print(f"mljax: {error}", file=sys.stderr)
+        if args.json:
+            print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
+
+    for paths, scores, out in run.stream(chosen, skip):
+        show(run, paths, scores, args)
+        if overlays is not None:
+            threshold, maps = least(args), run.maps(out)
+            for path, row, attention in zip(paths, scores, maps):
+                overlays.write(path, {n: attention[run.classes.index(n)] for n in run.labels(row, threshold, args.top)})
     if failed:
-        print(f"mljax: {failed} of {len(chosen)} photos could not be read", file=sys.stderr)
+        print(f"mljax: {len(failed)} of {len(chosen)} photos could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def show(run: Run, paths: list[Path], args: argparse.Namespace) -> None:
-    """Print one chunk of photos, and write their overlays."""
-    threshold = 0.0 if args.top is not None else args.threshold
-    for path, row in zip(paths, run.scores(paths)):
-        labels = run.labels(row, threshold, args.top)
+def least(args: argparse.Namespace) -> float:
+    """--top alone decides where it is given."""
+    return 0.0 if args.top is not None else args.threshold
+
+
+def show(run: Run, paths: list[Path], scores: np.ndarray, args: argparse.Namespace) -> None:
+    """Print the labels of some photos."""
+    for path, row in zip(paths, scores):
+        labels = run.labels(row, least(args), args.top)
         if args.json:
             print(json.dumps({"image": str(path), "labels": labels}))
         else:
             text = "  ".join(f"{name} {score:.2f}" for name, score in labels.items())
-            print(f"{path}: {text or f'nothing above {threshold:g}'}")
-        if args.overlay:
-            folder = Path(args.overlay)
-            folder.mkdir(parents=True, exist_ok=True)
-            maps = run.attention([path])[0]
-            for name in labels:
-                picture = draw.overlay(decode(path, where=str(path)), maps[run.classes.index(name)])
-                picture.save(folder / f"{path.stem}_{re.sub(r'[^A-Za-z0-9]+', '_', name)}.png")
+            print(f"{path}: {text or f'nothing above {args.threshold:g}'}")
+    sys.stdout.flush()
+
+
+class Overlays:
+    """A folder of pictures `PHOTO_LABEL.png`; photos of one name from different folders are told apart by a number."""
+
+    SIDE = 1600  # pixels at most
+
+    def __init__(self, folder: str):
+        self.folder, self.owners = Path(folder), {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise UserError(
+                f"The folder {folder} cannot be written ({error.strerror}); give --overlay another folder."
+            ) from None
+
+    def write(self, path: Path, maps: dict[str, np.ndarray]) -> None:
+        picture = decode(path, where=str(path)).copy()
+        picture.thumbnail((self.SIDE, self.SIDE))
+        stem, number = path.stem, 1
+        while self.owners.setdefault(stem, path) != path:
+            number += 1
+            stem = f"{path.stem}_{number}"
+        for label, attention in maps.items():
+            name = re.sub(r"\W+", "_", label)
+            target = self.folder / f"{stem}_{name}.png"
+            try:
+                draw.overlay(picture, attention).save(target)
+            except OSError as error:
+                target.unlink(missing_ok=True)
+                raise UserError(
+                    f"{target} cannot be written ({error.strerror}); free space or give another --overlay."
+                ) from None
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from mljax.errors import UserError
+from mljax.events import Events
 
 log = logging.getLogger("mljax")
 
@@ -23,8 +24,11 @@ class Writer:
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal
+        # Asked of the stream itself: notebooks make rich believe in a terminal, and then draw every refresh anew.
+        self.live = sys.stderr.isatty()
+        self.console = Console(
+            file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=self.live
+        )
         self._jsonl = self._events = None
 
     def __enter__(self) -> "Writer":
@@ -53,49 +57,49 @@ class Writer:
         path = self.workdir / "metrics.jsonl"
         if not path.is_file():
             return
-        try:
-            lines = path.read_text(errors="replace").splitlines()
-        except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-        kept = []
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                entry = json.loads(line)
-                if (int(entry["stage"]), int(entry["step"])) <= (stage, step):
-                    kept.append((line, entry))
-        if len(kept) == len(lines):
-            return
-        self._close()
-        write_text(path, "".join(f"{line}\n" for line, _ in kept))
-        for stale in self.workdir.glob("events.out.tfevents.*"):
-            stale.unlink(missing_ok=True)
-        for _, entry in kept:
-            values = {k: v for k, v in entry.items() if k not in ("step", "stage", "time")}
-            self._write_events(entry["step"], values, entry["stage"], entry.get("time"))
+        with self._writing():
+            text = path.read_text(errors="replace")
+            kept: list[tuple[str, dict[str, Any]]] = []
+            for line in text.splitlines(keepends=True):
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    if (int(entry["stage"]), int(entry["step"])) <= (stage, step) and line.endswith("\n"):
+                        kept.append((line, entry))
+            if (whole := "".join(line for line, _ in kept)) == text:
+                return
+            self._close()
+            write_text(path, whole)
+            for stale in self.workdir.glob("events.out.tfevents.*"):
+                stale.unlink(missing_ok=True)
+            for _, entry in kept:
+                values = {k: v for k, v in entry.items() if k not in ("step", "stage", "time")}
+                self._write_events(entry["step"], values, entry["stage"], entry.get("time", 0.0))
 
     def scalars(self, step: int, values: dict[str, Any], stage: int) -> None:
         """One line of metrics.jsonl, and the same in TensorBoard; values that are None are left out of the latter."""
         now = round(time.time(), 3)
-        try:
+        with self._writing():
             if self._jsonl is None:
                 self._jsonl = (self.workdir / "metrics.jsonl").open("a")
             self._jsonl.write(json.dumps({"step": step, "stage": stage, "time": now, **values}) + "\n")
             self._jsonl.flush()
             self._write_events(step, values, stage, now)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"Metrics cannot be written to {self.workdir} ({error.strerror}); free space and run the same command"
                 " again."
             ) from None
 
-    def _write_events(self, step: int, values: dict[str, Any], stage: int, when: float | None) -> None:
-        from tensorboardX import SummaryWriter
-
+    def _write_events(self, step: int, values: dict[str, Any], stage: int, when: float) -> None:
         if self._events is None:
-            self._events = SummaryWriter(str(self.workdir), flush_secs=30)
-        for name, value in values.items():
-            if value is not None:
-                self._events.add_scalar(f"stage{stage}/{name}" if stage else name, value, step, walltime=when)
+            self._events = Events(self.workdir)
+        named = {f"stage{stage}/{name}" if stage else name: value for name, value in values.items()}
+        self._events.add(step, {name: value for name, value in named.items() if value is not None}, when)
 
     def model_table(self, params: Any, workdir: Path) -> None:
         """clu's table of every parameter into model.txt; its sums by module to the terminal."""
@@ -160,7 +164,7 @@ class Meter:
         self.first, self.began = start, time.perf_counter()
         self.paused = 0.0  # seconds of evaluation: they are not training time
         self.mark = (start, self.began)
-        self.shown = 0.0
+        self.shown, self.info = 0.0, ""
         self.bar = writer.bar() if writer.live else None
 
     def __enter__(self) -> "Meter":
@@ -198,13 +202,15 @@ class Meter:
         if rate is not None:
             left = (now - self.began - self.paused) / (step - self.first) * (self.total - step)
             info += [f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s", f"{duration(left)} left"]
+        self.info = "  ".join(info)
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, info="  ".join(info))
+            self.bar.update(self.task, completed=step, info=self.info)
         elif now - self.shown > self.QUIET or step == self.total:
             self.shown = now
-            self.writer.line("  ".join([f"{self.label}step {step}/{self.total}", *info]))
+            self.writer.line(f"{self.label}step {step}/{self.total}  {self.info}")
 
     def evaluated(self, found: dict[str, dict[str, float]], seconds: float) -> None:
+        self.say(self.info)
         self.paused += seconds
         self.mark = (self.mark[0], time.perf_counter())
         shown = "  ".join(
@@ -227,10 +233,10 @@ def by_module(params: Any) -> str:
     for name, tree in params.items():
         leaves = jax.tree.leaves(tree)
         size = sum(int(np.prod(x.shape)) for x in leaves)
-        rows.append((name, f"{size:,}", f"{sum(x.nbytes for x in leaves) / 1e6:,.1f}", len(leaves), size))
+        rows.append((name, f"{size:,}", f"{sum(x.nbytes for x in leaves) / 1e6:,.2f}", len(leaves), size))
     total = sum(row[4] for row in rows)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    rows.append(("in all", f"{total:,}", f"{size / 1e6:,.1f}", sum(row[3] for row in rows), total))
+    rows.append(("in all", f"{total:,}", f"{size / 1e6:,.2f}", sum(row[3] for row in rows), total))
     width = max(len("module"), *(len(row[0]) for row in rows))
     numbers = max(len("parameters"), *(len(row[1]) for row in rows))
     lines = [f"{'module':<{width}}  {'parameters':>{numbers}}  {'MB':>8}  {'arrays':>6}"]

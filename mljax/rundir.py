@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+import zipfile
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,15 +46,55 @@ def write_text(path: Path, text: str) -> None:
         ) from None
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a run directory.
+
+    Raises:
+      UserError: it is absent or damaged.
+    """
+    if not path.is_file():
+        if not path.parent.is_dir():
+            raise UserError(f"There is no folder {path.parent}; give the --workdir of a run.")
+        raise UserError(f"{path.parent} holds no {path.name}; give the --workdir of a run.")
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or choose another --workdir.") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (it holds no settings); restore it, or choose another --workdir.")
+    return found
+
+
+def untouched(workdir: Path) -> bool:
+    """Whether the run there never came to train: neither a measurement nor a checkpoint nor a report."""
+    kept = (workdir / "metrics.jsonl", workdir / "report.json")
+    return not any(p.exists() for p in kept) and not any(workdir.glob("checkpoints/*/[0-9]*"))
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """An .npz through a temporary file, as `write_text`."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez_compressed(temporary, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); free space or choose another --workdir."
+        ) from None
+
+
 def open_run(workdir: Path, config: ConfigDict) -> None:
     """Make the directory, or check that it belongs to the same config.
+
+    A run that never came to train, because something in its config or data was wrong, gives its directory to the next.
 
     Raises:
       UserError: the directory holds a run of another config; the sentence names what differs.
     """
     path = workdir / "config.json"
-    if path.is_file():
-        old, new = json.loads(path.read_text()), json.loads(configs.to_json(config))
+    if path.is_file() and not untouched(workdir):
+        old, new = read_json(path), json.loads(configs.to_json(config))
         changed = [d for d in configs.differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
         if changed:
             more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
@@ -61,7 +103,9 @@ def open_run(workdir: Path, config: ConfigDict) -> None:
                 " Choose another --workdir, or delete this one."
             )
         return
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if workdir.is_file():
+        raise UserError(f"The workdir {workdir} is a file; choose another --workdir.")
+    if not path.is_file() and workdir.is_dir() and any(not p.name.startswith(".") for p in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run of mljax; choose another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -105,31 +149,31 @@ def save_meta(workdir: Path, meta: Meta, preprocessing: dict[str, Any]) -> None:
     }
     if meta.vectors is not None:
         arrays["vectors"] = meta.vectors
-    temporary = workdir / f".meta.{os.getpid()}.npz"
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
+    write_arrays(path, **arrays)
 
 
 def load_meta(workdir: Path) -> Meta:
     path = workdir / "meta.npz"
     if not path.is_file():
         raise UserError(f"{workdir} holds no meta.npz: the run there never started training.")
-    with np.load(path) as arrays:
-        classes = tuple(str(c) for c in arrays["classes"])
-        return Meta(
-            name=str(arrays["name"]),
-            classes=classes,
-            labels=np.unpackbits(arrays["labels"], axis=1)[:, : len(classes)],
-            observed=np.unpackbits(arrays["observed"], axis=1)[:, : len(classes)],
-            vectors=arrays.get("vectors"),
-        )
+    try:
+        with np.load(path) as arrays:
+            classes = tuple(str(c) for c in arrays["classes"])
+            return Meta(
+                name=str(arrays["name"]),
+                classes=classes,
+                labels=np.unpackbits(arrays["labels"], axis=1)[:, : len(classes)],
+                observed=np.unpackbits(arrays["observed"], axis=1)[:, : len(classes)],
+                vectors=arrays.get("vectors"),
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(
+            f"{path} is damaged ({' '.join(str(error).split())}); run the training command again to write it anew."
+        ) from None
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{workdir} holds no config.json; give the --workdir of a run.")
-    return configs.from_json(path.read_text())
+    return configs.from_json(json.dumps(read_json(workdir / "config.json")))
 
 
 def stage_configs(config: ConfigDict) -> list[ConfigDict]:
@@ -138,7 +182,7 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     if not isinstance(config.stages, tuple):
         raise UserError(f"config.stages is {config.stages!r}; it must be a tuple of what each stage changes.")
     for i, partial in enumerate(config.stages or ({},)):
-        if not isinstance(partial, Mapping):
+        if not isinstance(partial, Mapping | ConfigDict):
             raise UserError(f"config.stages[{i}] is {partial!r}; a stage is a dict of what it changes.")
         stage = ConfigDict(config.to_dict())
         stage.stages = ()
@@ -147,18 +191,17 @@ def stage_configs(config: ConfigDict) -> list[ConfigDict]:
     return stages
 
 
-def _overlay(config: ConfigDict, partial: Mapping[str, Any], where: str) -> None:
+def _overlay(config: Any, partial: Any, where: str) -> None:
     with config.unlocked():
         for key, value in partial.items():
             if key not in config:
                 raise UserError(f"{where} has no key {key!r}{nearest(key, config.keys())}.")
-            if isinstance(config[key], ConfigDict) and not isinstance(value, Mapping):
+            section = config[key] if isinstance(config[key], ConfigDict) else None
+            if section is not None and not isinstance(value, Mapping | ConfigDict):
                 raise UserError(f"{where}.{key} is {value!r}; it is a section, so a dict of its keys is wanted.")
             try:
-                if isinstance(config[key], ConfigDict) and value.get("name", config[key].get("name")) == config[
-                    key
-                ].get("name"):
-                    config[key].update(dict(value))
+                if section is not None and value.get("name", section.get("name")) == section.get("name"):
+                    section.update(dict(value))
                 else:
                     config[key] = value
             except TypeError:
@@ -167,4 +210,4 @@ def _overlay(config: ConfigDict, partial: Mapping[str, Any], where: str) -> None
 
 def load_preprocessing(workdir: Path) -> dict[str, Any]:
     """Mean, std and provenance of the weights that a run started from."""
-    return json.loads((workdir / "preprocessing.json").read_text())
+    return read_json(workdir / "preprocessing.json")

@@ -21,6 +21,9 @@ def orbax() -> Any:
         log = logging.getLogger(name)
         if _from_elsewhere not in log.filters:
             log.addFilter(_from_elsewhere)
+    if sys.unraisablehook is not _without_unclosed:
+        _hook.append(sys.unraisablehook)
+        sys.unraisablehook = _without_unclosed
     return ocp
 
 
@@ -35,18 +38,13 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def unclosed() -> Iterator[None]:
-    """After a failed read, reads that are still under way complain on stderr, from other threads and for a while."""
-    hook = sys.unraisablehook
+_hook: list[Any] = []
 
-    def without(report: Any) -> None:
-        if "Event loop is closed" not in str(report.exc_value):
-            hook(report)
 
-    sys.unraisablehook = without
-    yield
-    sys.unraisablehook = hook  # not reached where the read failed: the others may come late
+def _without_unclosed(report: Any) -> None:
+    """After a failed read or write, those still under way complain on stderr, from other threads and for a while."""
+    if "Event loop is closed" not in str(report.exc_value):
+        _hook[-1](report)
 
 
 def close_at_exit(checkpoints: "weakref.ref[Any]") -> None:

@@ -2,10 +2,8 @@
 
 import contextlib
 import logging
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,11 @@ from mljax.build import keywords
 from mljax.check import check
 from mljax.checkpoint import Checkpoints
 from mljax.data import features, loader
+from mljax.data.files import some
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.groups import freeze_matching
+from mljax.interrupt import Stop, interruptible
 from mljax.types import TrainState
 
 log = logging.getLogger("mljax")
@@ -92,17 +92,18 @@ def global_norm(tree: Any) -> jax.Array:
     return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)), jnp.float32(0)))
 
 
-class Stop(Exception):
-    """The user asked to leave; the state was saved."""
+class Diverged(UserError):
+    """A loss or scores that are no numbers."""
 
 
-def fit(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Train all stages of a config in a run directory, resuming where it was left; returns the final report.
 
     Raises:
       UserError: whatever a user can mend, in one sentence; checkpoints written so far stay.
       Stop: after Ctrl-C or SIGTERM, once the state is saved.
     """
+    workdir = Path(workdir)
     stages = rundir.stage_configs(config)
     for stage in stages:
         check(stage)
@@ -159,6 +160,14 @@ class Stage:
             )
         self.steps_per_epoch = len(self.train) // size
         self.total = self.steps_per_epoch * config.optim.epochs
+        self.writer.line(
+            f"{self.label}{self.train.name}: {len(self.train)} images, {len(self.train.classes)} classes;"
+            f" {self.eval.name}: {len(self.eval)} images; {self.total} steps, {self.steps_per_epoch} an epoch,"
+            f" on {len(self.devices)} {self.devices[0].device_kind}"
+        )
+        positives = (self.train.labels * self.train.observed).sum(0)
+        if absent := [name for name, count in zip(self.train.classes, positives) if not count]:
+            self.writer.line(f"{self.train.name} has no image with {some(absent, 8)}: nothing is learnt of these")
 
     def _objects(self) -> None:
         meta = experiment.make_meta(self.config, self.train)
@@ -221,13 +230,14 @@ class Stage:
         with self.writer.task() as show:
             options = {"key": key, "limit_gb": cache.limit_gb, "progress": show}
             looks = tuple(features.view(v) for v in cache.train_views)
-            maps = features.endpoints(self.train, looks, encode, **options)
+            failures = loader.Failures(len(self.train))
+            maps = features.endpoints(self.train, looks, encode, failures=failures, **options)
             self.cached_eval = features.endpoints(self.eval, self.experiment.eval_views, encode, **options)
         self.cached = features.CachedBatches(
-            self.train, maps, self.config.optim.batch_size, self.config.seed, self.config.input.views
+            self.train, maps, self.config.optim.batch_size, self.config.seed, self.config.input.views, failures.rows
         )
 
-    def _batches(self, start: int) -> Iterator[Any]:
+    def _batches(self, start: int) -> Any:
         if self.cached is not None:
             return self.cached.iterate(start, self.total)
         return loader.train_batches(
@@ -242,9 +252,8 @@ class Stage:
         config, start = self.config, int(state.step)
         every = config.eval.every * self.steps_per_epoch
         pending: list[tuple[int, Any]] = []
-        batches = self._batches(start)
         meter = progress.Meter(self.writer, self.label, start, self.total, config.optim.batch_size)
-        with interruptible() as asked, meter:
+        with interruptible() as asked, contextlib.closing(self._batches(start)) as batches, meter:
             for step in range(start, self.total):
                 if step % self.steps_per_epoch == 0:
                     state = self._refresh(state, step // self.steps_per_epoch)
@@ -274,16 +283,19 @@ class Stage:
         pending.clear()
         for step, metrics in fetched:
             if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-                kept = self.checkpoints.latest
-                raise UserError(
-                    f"The loss of step {step} is {float(metrics['loss']):.4g} (gradient norm"
-                    f" {float(metrics['grad_norm']):.3g}); training stopped and keeps"
-                    f" {f'the checkpoint of step {kept}' if kept is not None else 'no checkpoint, since none was due'}."
-                    " Lower config.optim.lr or set config.optim.clip_norm, in another workdir."
-                )
+                loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+                raise self.diverged(f"The loss of step {step} is {loss:.4g} (gradient norm {norm:.3g})")
         step, metrics = fetched[-1]
         mean = {k: float(np.mean([m[k] for _, m in fetched])) for k in metrics}
         meter.update(step + 1, mean | {"lr": float(metrics["lr"])}, self.index)
+
+    def diverged(self, what: str) -> Diverged:
+        """The error that ends a run whose numbers are none; only what was good before is kept."""
+        kept = self.checkpoints.latest
+        return Diverged(
+            f"{what}; training stopped and keeps {f'the checkpoint of step {kept}' if kept else 'no checkpoint'}."
+            " Lower config.optim.lr or set config.optim.clip_norm, in another workdir."
+        )
 
     def _refresh(self, state: TrainState, epoch: int) -> TrainState:
         """Let a system look at the whole training set: `refresh(variables, score, epoch) -> variables`."""
@@ -302,7 +314,13 @@ class Stage:
     def _evaluate(self, state: TrainState, step: int, meter: progress.Meter) -> TrainState:
         began = time.perf_counter()
         meter.say("evaluating")
-        found = evaluate.raw_and_ema(self, state)
+        try:
+            found = evaluate.raw_and_ema(self, state)
+        except Diverged:
+            raise
+        except UserError:  # an image of the split cannot be read: what was trained is kept
+            self._save(state, step, None)
+            raise
         metrics = {
             f"{kind}/{name}": value for kind, report in found.items() for name, value in report["metrics"].items()
         }
@@ -332,25 +350,3 @@ def take_over(new: Any, old: Any) -> Any:
         return found if found is not None and np.shape(found) == np.shape(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(pick, new)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM in a list instead of raising; a second one raises Stop at once."""
-    asked: list[int] = []
-
-    def handler(number: int, frame: Any) -> None:
-        if asked:
-            raise Stop("stopped at once; the last checkpoint is whole, run the same command to go on from it")
-        asked.append(number)
-        os.write(2, b"\nstopping: what is under way is finished and saved first; once more to leave at once\n")
-
-    old: dict[int, Any] = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch there
-                old[number] = signal.signal(number, handler)
-        yield asked
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)

@@ -139,6 +139,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
 def test_another_config_is_refused_by_name(tmp_path):
     found = toy.config("cmsg", optim__epochs=1)
     train.rundir.open_run(tmp_path / "run", found)
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")  # it came to train
     found.optim.lr = 0.5
     with pytest.raises(UserError, match=r"differs in optim.lr: 0.001 -> 0.5"):
         train.rundir.open_run(tmp_path / "run", found)

@@ -5,6 +5,7 @@ also tr, bl, br). All are deterministic, so that training on several views and a
 cached features as on images.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -12,7 +13,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def endpoints(
     batch_size: int = 32,
     limit_gb: float = 30.0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    failures: loader.Failures | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The endpoints of a split for several views, from the cache or computed now.
 
@@ -76,25 +78,52 @@ def endpoints(
       encode: (b h w 3) uint8 -> {stride: (b h w d)}.
       key: what the endpoints depend on besides the data: backbone, weights, normalisation.
       limit_gb: the least recently used entries beyond it are deleted.
+      failures: of a training split: collects the images that cannot be read, whose rows are zeros; None: an error.
     Returns:
-      {view text: {stride: (N h w d) float16 memory map}}. A subset shares the entries of the split that it is taken from.
+      {view text: {stride: (N h w d) float16 memory map}}. A subset shares the entries of what it is taken from.
     """
-    if source.base is not None and source.indices is not None:
-        whole = endpoints(
-            source.base, looks, encode, key=key, batch_size=batch_size, limit_gb=limit_gb, progress=progress
-        )
-        return {t: {name: Rows(x, source.indices) for name, x in maps.items()} for t, maps in whole.items()}
+    whole = source.base or source
     found = {}
     for look in looks:
-        digest = hashlib.sha256(json.dumps([source.fingerprint, len(source), look.text, key]).encode()).hexdigest()[:24]
+        digest = hashlib.sha256(json.dumps([whole.fingerprint, len(whole), look.text, key]).encode()).hexdigest()[:24]
         folder = cache_dir() / "features" / digest
-        if not (folder / "done.json").is_file():
-            _compute(source, look, encode, folder, batch_size, progress)
-        (folder / "done.json").touch()
-        names = json.loads((folder / "done.json").read_text())["endpoints"]
-        found[look.text] = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        opened = _open(folder)
+        if opened is None:
+            _compute(whole, look, encode, folder, batch_size, progress, failures)
+            opened = _open(folder)
+        if opened is None:
+            raise UserError(f"The cached features in {folder} cannot be read back; look after the disk of MLJAX_CACHE.")
+        maps, unreadable = opened
+        _report(source, unreadable, failures)
+        found[look.text] = (
+            maps if source.indices is None else {name: Rows(x, source.indices) for name, x in maps.items()}
+        )
         _limit(cache_dir() / "features", limit_gb, keep=folder)
     return found
+
+
+def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, str]] | None:
+    """The maps of an entry and which rows of it could not be read, and why; None if it is absent or damaged."""
+    try:
+        done = json.loads((folder / "done.json").read_text())
+        maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in done["endpoints"]}
+        unreadable = {int(row): str(why) for row, why in done.get("unreadable", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    with contextlib.suppress(OSError):
+        (folder / "done.json").touch()  # used now
+    return maps, unreadable
+
+
+def _report(source: Source, unreadable: Mapping[int, str], failures: loader.Failures | None) -> None:
+    """Hand the unreadable rows of a split, given as rows of what it is a subset of, to who collects them."""
+    rows = range(len(source)) if source.indices is None else source.indices
+    for row, whole_row in enumerate(rows) if unreadable else ():
+        if (why := unreadable.get(int(whole_row))) is not None:
+            if failures is None:
+                raise loader.incomplete(why, source)
+            failures.add(str(source.ids[row]), why)
+            failures.rows.add(row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,36 +142,57 @@ class Rows:
 
 
 def _compute(
-    source: Source, look: View, encode: Encode, folder: Path, batch_size: int, progress: Callable[[str, int, int], None]
+    source: Source,
+    look: View,
+    encode: Encode,
+    folder: Path,
+    batch_size: int,
+    progress: Callable[[str, int, int], None],
+    failures: loader.Failures | None,
 ) -> None:
     """Write one view's endpoints beside their place, then rename: an interrupted run leaves nothing half-written."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
     maps: dict[str, np.memmap] = {}
+    unreadable: dict[int, str] = {}
     try:
+        partial.mkdir(parents=True)
         done = 0
-        for batch in loader.eval_batches(source, look, batch_size=batch_size):
-            found = {name: np.asarray(x, np.float16) for name, x in encode(batch["image"]).items()}
+        for batch in loader.eval_batches(source, look, batch_size=batch_size, failures=failures):
+            found = {name: np.array(x, np.float16) for name, x in encode(batch["image"]).items()}
             count = int(batch["mask"].sum())
+            taken = batch["index"][:count] != np.arange(done, done + count)  # another image stands in for these
+            if failures is not None:
+                rows = (done + np.flatnonzero(taken)).tolist()
+                unreadable |= {row: failures.found[str(source.ids[row])] for row in rows}
             for name, x in found.items():
                 if name not in maps:
-                    shape = (len(source), *x.shape[1:])
-                    maps[name] = np.lib.format.open_memmap(partial / f"{name}.npy", "w+", np.float16, shape)
+                    maps[name] = _new_map(partial / f"{name}.npy", (len(source), *x.shape[1:]))
+                x[:count][taken] = 0
                 maps[name][done : done + count] = x[:count]
             done += count
             progress(f"features of {source.name}, view {look.text}", done, len(source))
         for x in maps.values():
             x.flush()
-        (partial / "done.json").write_text(json.dumps({"endpoints": sorted(maps), "source": source.name}))
+        facts = {"endpoints": sorted(maps), "source": source.name, "unreadable": unreadable}
+        (partial / "done.json").write_text(json.dumps(facts))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
         raise UserError(
-            f"The feature cache in {folder.parent} cannot be written ({error.strerror}); free space there or set MLJAX_CACHE"
-            " to another folder."
+            f"The feature cache in {folder.parent} cannot be written ({error.strerror}); free space there or set"
+            " MLJAX_CACHE to another folder."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _new_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A memory map with its space on the disk taken now: a disk that fills later would kill the process (SIGBUS)."""
+    found = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return found
 
 
 def _limit(root: Path, limit_gb: float, keep: Path) -> None:
@@ -174,8 +224,13 @@ class CachedBatches:
     batch_size: int
     seed: int
     views: int = 1
+    unreadable: Collection[int] = ()  # rows in whose place the next readable one is taken, as the loader does
 
     def __post_init__(self) -> None:
+        self.rows = np.arange(len(self.source))
+        for row in self.unreadable:
+            while self.rows[row] in self.unreadable:
+                self.rows[row] = (self.rows[row] + 1) % len(self.rows)
         self.by_size: dict[int, list[str]] = {}
         for text in self.maps:
             self.by_size.setdefault(view(text).size, []).append(text)
@@ -197,7 +252,7 @@ class CachedBatches:
         sizes = sorted(s for s, v in self.by_size.items() if len(v) >= self.views)
         texts = self.by_size[sizes[rng.integers(len(sizes))]]
         picks = np.stack([rng.permutation(len(texts))[: self.views] for _ in chosen])
-        chosen, picks = chosen[process::count], picks[process::count]
+        chosen, picks = self.rows[chosen[process::count]], picks[process::count]
         batch = examples(self.source, chosen)
         looks = [self._gather(texts, chosen, picks[:, v]) for v in range(self.views)]
         batch["endpoints"] = looks[0]

@@ -5,6 +5,7 @@ A resume slices the batched data set at its step, so any number of threads or wo
 
 import dataclasses
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,7 @@ class Failures:
     total: int
     allowed: float = 0.01
     found: dict[str, str] = dataclasses.field(default_factory=dict)
+    rows: set[int] = dataclasses.field(default_factory=set)  # of cached features
 
     def add(self, name: str, why: str) -> None:
         if name in self.found:
@@ -38,6 +40,11 @@ class Failures:
                 f"{len(self.found)} of {self.total} training images cannot be read, more than {self.allowed:.0%};"
                 f" the first: {', '.join(list(self.found)[:5])}. Mend or remove them."
             )
+
+
+def incomplete(why: str, source: Source) -> UserError:
+    """An image that an evaluation misses: its numbers would not be those of the split."""
+    return UserError(f"{why.rstrip('.')} ({source.name} is evaluated, and must be complete).")
 
 
 @dataclasses.dataclass
@@ -72,7 +79,7 @@ class Load(grain.transforms.RandomMap):
                 return record, decode(record["image"], where=str(self.source.ids[i]))
             except (ImageError, OSError) as error:
                 if self.failures is None:
-                    raise UserError(f"{error} (in {self.source.name}, which must be complete)") from None
+                    raise incomplete(str(error), self.source) from None
                 self.failures.add(str(self.source.ids[i]), str(error))
         raise UserError(f"No image of {self.source.name} can be read.")
 
@@ -106,11 +113,20 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, transform: Transform, *, batch_size: int, threads: int = 8, workers: int = 0
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    threads: int = 8,
+    workers: int = 0,
+    failures: Failures | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every image once, in order; the last batch is padded by copies that carry mask 0."""
+    """Every image once, in order; the last batch is padded by copies that carry mask 0.
+
+    With `failures` the next readable image takes the place of one that cannot be read, else that is an error.
+    """
     process, count = jax.process_index(), jax.process_count()
-    data = grain.MapDataset.range(len(source)).seed(0)[process::count].random_map(Load(source, transform))
+    data = grain.MapDataset.range(len(source)).seed(0)[process::count].random_map(Load(source, transform, 1, failures))
     local = batch_size // count
     for batch in _iterate(data.batch(local, drop_remainder=False), threads, workers, batch_size):
         yield pad(batch, local)
@@ -130,6 +146,39 @@ def pad(batch: dict[str, Any], size: int) -> dict[str, Any]:
     return filled
 
 
+def ignore_interrupt(worker: int, workers: int) -> None:
+    """The first thing that a worker process does."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Shielded:
+    """An iterator of worker processes that Ctrl-C does not reach, which the terminal sends to them as to their parent.
+
+    Processes inherit which signals are held back, and grain starts most of them with the first elements that are asked
+    for; `ignore_interrupt` is for the others.
+    """
+
+    def __init__(self, iterator: Any, workers: int):
+        self.iterator, self.left = iterator, workers + 1
+
+    def __iter__(self) -> "Shielded":
+        return self
+
+    def __next__(self) -> Any:
+        if not self.left or not hasattr(signal, "pthread_sigmask"):
+            return next(self.iterator)
+        self.left -= 1
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return next(self.iterator)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def close(self) -> None:
+        self.iterator.close()
+
+
 def _iterate(data: grain.MapDataset, threads: int, workers: int, batch_size: int) -> Iterator[Any]:
     # The buffer counts elements of the last MapDataset, that is whole batches: the default of 500 would fill the memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, min(threads, 512 // batch_size)))
@@ -139,5 +188,7 @@ def _iterate(data: grain.MapDataset, threads: int, workers: int, batch_size: int
 
         if not flags.FLAGS.is_parsed():  # grain's workers refuse to start otherwise (notebooks, tests)
             flags.FLAGS.mark_as_parsed()
-        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        iterator = iterator.mp_prefetch(options, worker_init_fn=ignore_interrupt)
+        return Shielded(iter(iterator), workers)
     return iter(iterator)

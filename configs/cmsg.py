@@ -81,4 +81,6 @@ def star(config):
     config.weights.name = "resnext101_32x16d_swsl"
 
 
-WORDS = dict(best=best, voc2007=voc2007, voc2012=voc2012, coco2014=coco2014, voc_resplit=voc_resplit, csv=csv, star=star)
+WORDS = dict(
+    best=best, voc2007=voc2007, voc2012=voc2012, coco2014=coco2014, voc_resplit=voc_resplit, csv=csv, star=star
+)

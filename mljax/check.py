@@ -11,8 +11,6 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from mljax.build import find, keywords, names
 from mljax.config import base
 from mljax.criterion import criterion
@@ -22,6 +20,7 @@ from mljax.experiment import settings
 from mljax.layers import ACTIVATIONS
 from mljax.metrics import DEFINITIONS
 from mljax.optim import optimizer
+from mljax.types import Config
 
 KINDS = {"data": "data", "backbone": "backbones", "system": "systems"}  # `loss` is checked by criterion
 OPEN = (*KINDS, "loss", "optim", "input.train", "input.eval")  # their keys are the keywords of what they build
@@ -62,7 +61,7 @@ GIVEN = {  # keywords of constructors that come from elsewhere
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
 
-def check(config: ConfigDict) -> None:
+def check(config: Config) -> None:
     """The config of a run or of one of its stages, against the keys that every experiment has.
 
     Raises:
@@ -96,7 +95,7 @@ def check(config: ConfigDict) -> None:
         features.view(str(text))
 
 
-def _settings(section: Mapping[str, Any], constructor: Callable[..., Any], where: str, own: tuple[str, ...]) -> None:
+def _settings(section: Any, constructor: Callable[..., Any], where: str, own: tuple[str, ...]) -> None:
     """An open section: its keys are the constructor's keywords and `own`, its values of their types."""
     known = {k: p for k, p in keywords(constructor).items() if k not in GIVEN}
     for key, value in section.items():
@@ -105,8 +104,8 @@ def _settings(section: Mapping[str, Any], constructor: Callable[..., Any], where
         if key not in known:
             raise UserError(f"{where} has no setting {key!r}{nearest(key, {*known, *own})}.")
         kinds = _kinds(known[key].annotation)
-        unset = value is None and (known[key].default is None or str in kinds)  # a file to be named: the reader says so
-        if kinds and not unset and not any(_fits(value, kind()) for kind in kinds):
+        optional = known[key].default is None or str in kinds  # a file to be named: its reader says so
+        if kinds and not any(_fits(value, kind(), optional) for kind in kinds):
             raise UserError(f"{where} has {key}={value!r}; it must be {' or '.join(WORDS[kind] for kind in kinds)}.")
         for pattern, (least, below) in SIZES.items():
             if re.search(pattern, key) and _fits(value, 0.0) and not least <= value < below:
@@ -152,7 +151,9 @@ def _section(section: Mapping[str, Any], known: Mapping[str, Any], where: str) -
             )
 
 
-def _fits(value: Any, expected: Any) -> bool:
+def _fits(value: Any, expected: Any, optional: bool = False) -> bool:
+    if value is None and optional:
+        return True
     if expected is None or (isinstance(expected, tuple) and isinstance(value, list)):
         return True
     if isinstance(value, bool) or isinstance(expected, bool):

@@ -10,11 +10,12 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from mljax.errors import UserError, nearest
+from mljax.types import Config
 
-Words = Mapping[str, Callable[[ConfigDict], Any]]
+Words = Mapping[str, Callable[[Config], Any]]
 
 
-def base() -> ConfigDict:
+def base() -> Config:
     """Every key of a run, with a default that trains on the embedded data set."""
     config = ConfigDict()
     config.experiment = ""  # words that chose it, filled in by `choose`
@@ -65,7 +66,7 @@ def base() -> ConfigDict:
     return config
 
 
-def choose(config: ConfigDict, arg: str | None, words: Words) -> ConfigDict:
+def choose(config: Config, arg: str | None, words: Words) -> Config:
     """Apply the words of `configs/x.py:word,word` in order, then `smoke` last if it is among them.
 
     Args:
@@ -88,7 +89,7 @@ def choose(config: ConfigDict, arg: str | None, words: Words) -> ConfigDict:
     return config
 
 
-def smoke(config: ConfigDict) -> None:
+def smoke(config: Config) -> None:
     """Shrink any experiment to seconds on the embedded data set: it checks the plumbing, not the numbers."""
     config.data = {"name": "scenes", "train_images": 48, "test_images": 24, "size": 64}
     config.splits = {"train": "train", "eval": "test"}
@@ -113,7 +114,7 @@ def smoke(config: ConfigDict) -> None:
 # --- data sets of the papers, shared by the configs -----------------------------------------------------------------
 
 
-def resnet101(config: ConfigDict, size: int = 448) -> None:
+def resnet101(config: Config, size: int = 448) -> None:
     """ResNet-101 with ImageNet weights, MultiScaleCrop and flip: the setting of most papers since ML-GCN."""
     config.backbone = {"name": "resnet101"}
     config.weights.name = "resnet101"
@@ -122,21 +123,21 @@ def resnet101(config: ConfigDict, size: int = 448) -> None:
     config.input.eval = {"crop": "squish"}
 
 
-def voc(config: ConfigDict, year: str) -> None:
+def voc(config: Config, year: str) -> None:
     """VOC2007 trainval / test, or VOC2012 train / val (the labels of its test split are on the server only)."""
     config.data = {"name": "voc", "root": None, "year": year, "difficult": "V1"}
     config.splits = {"train": "trainval", "eval": "test"} if year == "2007" else {"train": "train", "eval": "val"}
     config.vectors = "glove"
 
 
-def coco2014(config: ConfigDict) -> None:
+def coco2014(config: Config) -> None:
     """COCO 2014: train2014 / val2014 images that have annotations, alphabetical class order."""
     config.data = {"name": "coco", "root": None, "year": "2014"}
     config.splits = {"train": "train", "eval": "val"}
     config.vectors = "glove"
 
 
-def voc_resplit(config: ConfigDict, views: tuple[str, ...] = ("224",)) -> None:
+def voc_resplit(config: Config, views: tuple[str, ...] = ("224",)) -> None:
     """The VOC2007 re-split of benchmarks/voc_resplit with a frozen MobileNetV1, features cached; last step counts."""
     config.data = {"name": "voc", "root": None, "year": "2007", "difficult": "V4", "variant": "VOC2007 re-split"}
     config.splits = {"train": "trainval", "eval": "test"}
@@ -150,7 +151,7 @@ def voc_resplit(config: ConfigDict, views: tuple[str, ...] = ("224",)) -> None:
     config.eval.select = "last"
 
 
-def own_csv(config: ConfigDict) -> None:
+def own_csv(config: Config) -> None:
     """Anyone's photos: a CSV with the columns image, labels, split (`--config.data.file=photos/labels.csv`)."""
     config.data = {"name": "csv", "file": config_dict.placeholder(str)}
     config.splits = {"train": "train", "eval": "val"}
@@ -165,12 +166,12 @@ def own_csv(config: ConfigDict) -> None:
 # --- configs as data -------------------------------------------------------------------------------------------------
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """One canonical text for a config, as it lies in a run directory."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """The config of a run directory; lists come back as the tuples that they were."""
 
     def tuples(value: Any) -> Any:

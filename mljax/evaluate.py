@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict
 
 from mljax import metrics, optim, rundir
 from mljax.data import features, loader
@@ -22,6 +21,7 @@ from mljax.data.source import Source
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.flags import Parser
+from mljax.types import Config
 
 log = logging.getLogger("mljax")
 SELECTIONS = ("last", "best", "best_of_raw_and_ema")
@@ -40,7 +40,7 @@ class Scorer:
             lambda variables, batch: experiment.system.apply(variables, experiment.prepare(batch), train=False)
         )
 
-    def batches(self, source: Source, maps: Mapping[str, Any] | None, config: ConfigDict) -> Iterator[Iterator[Any]]:
+    def batches(self, source: Source, maps: Mapping[str, Any] | None, config: Config) -> Iterator[Iterator[Any]]:
         """One iterator of padded batches per view of `config.cache.eval_views`, or one of the plain transform."""
         size = -(-config.eval.batch_size // self.devices) * self.devices
         views = self.experiment.eval_views
@@ -51,7 +51,7 @@ class Scorer:
                 options = {"threads": config.input.threads, "workers": config.input.workers}
                 yield loader.eval_batches(source, look, batch_size=size, **options)
 
-    def scores(self, variables: Any, source: Source, maps: Mapping[str, Any] | None, config: ConfigDict) -> np.ndarray:
+    def scores(self, variables: Any, source: Source, maps: Mapping[str, Any] | None, config: Config) -> np.ndarray:
         """(N l) float32 on the scale of logits, averaged over views; every image exactly once."""
         variables = jax.device_put(variables, self.whole)
         views = []
@@ -63,7 +63,7 @@ class Scorer:
             views.append(np.concatenate([np.asarray(s)[m > 0] for s, m in found]))
         return np.mean(views, axis=0, dtype=np.float64).astype(np.float32)
 
-    def outputs(self, variables: Any, source: Source, look: str | None, config: ConfigDict) -> Any:
+    def outputs(self, variables: Any, source: Source, look: str | None, config: Config) -> Any:
         """`Outputs` of a whole split as host arrays, for `refresh`: logits and label features, in the source's order."""
         transform = self.experiment.eval_transform() if look is None else features.view(look)
         variables = jax.device_put(variables, self.whole)
@@ -78,7 +78,7 @@ class Scorer:
         return {"logits": np.concatenate(logits), "label_features": np.concatenate(labels) if labels else None}
 
 
-def measure(scores: np.ndarray, source: Source, config: ConfigDict) -> dict[str, Any]:
+def measure(scores: np.ndarray, source: Source, config: Config) -> dict[str, Any]:
     """Metrics of a split by the config's definitions, in percent."""
     return metrics.evaluate(
         scores, source.labels, source.scored, classes=source.classes,
@@ -131,7 +131,7 @@ def finish(stage: Any, variables: Any, by: str) -> dict[str, Any]:
 
 
 def write(
-    workdir: Path, scores: np.ndarray, source: Source, config: ConfigDict, *, by: str, step: int, suffix: str = ""
+    workdir: Path, scores: np.ndarray, source: Source, config: Config, *, by: str, step: int, suffix: str = ""
 ) -> dict[str, Any]:
     """Keep scores and report of a split in the run directory and print the table."""
     report = {"split": source.name, "images": len(source), **measure(scores, source, config)}
@@ -165,21 +165,22 @@ def table(report: Mapping[str, Any]) -> str:
     """The table of CMSG's paper: AP per class and mAP, then CP CR CF1 OP OR OF1 over all labels and over the top 3."""
     found, aps = report["metrics"], report["per_class_AP"]
     width = max(map(len, aps), default=5)
-    columns = max(1, min(4, 100 // (width + 10)))
+    columns = max(1, min(4, 80 // (width + 9)))
     rows = -(-len(aps) // columns)
     cells = [f"{name:<{width}} {'  -  ' if ap is None else f'{ap:5.1f}'}" for name, ap in aps.items()]
     lines = [f"{report['split']}: {report['images']} images, {report['selected_by']}, seed {report['seed']}"]
-    lines += ["AP per class (%)", *("   ".join(cells[r::rows]) for r in range(rows)), ""]
+    lines += ["AP per class (%)", *("   ".join(cells[r::rows]).rstrip() for r in range(rows)), ""]
     names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-    lines.append(
-        f"{'mAP':>7} | " + " ".join(f"{n:>6}" for n in names) + " | top 3 " + " ".join(f"{n:>6}" for n in names)
-    )
-    values = [found["mAP"], *(found[n] for n in names), *(found[f"{n}_3"] for n in names)]
-    text = [f"{'-' if v is None else format(v, '6.2f'):>6}" for v in values]
-    lines.append(f"{text[0]:>7} | " + " ".join(text[1:7]) + " |       " + " ".join(text[7:]))
+    lines.append(f"mAP {_cell(found['mAP'])}  " + "".join(f"{name:>8}" for name in names))
+    for title, suffix in (("all labels", ""), ("top 3", "_3")):
+        lines.append(f"{title:<12}" + "".join(f"{_cell(found[name + suffix]):>8}" for name in names))
     if report.get("left_out"):
         lines.append(f"without a positive, left out of mAP: {', '.join(report['left_out'])}")
     return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-' if value is None else format(value, '6.2f'):>6}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mljax import weights
 from mljax.build import build, find, keywords, names
@@ -19,7 +18,7 @@ from mljax.data import features, transforms
 from mljax.data.source import Source, load
 from mljax.errors import UserError, nearest
 from mljax.parallel import axis_of
-from mljax.types import Batch, Meta
+from mljax.types import Batch, Config, Meta
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -35,7 +34,7 @@ class Experiment:
       mean, std: (3,) of the backbone's weights, for values in [0, 1].
     """
 
-    config: ConfigDict
+    config: Config
     meta: Meta
     system: nn.Module
     mean: tuple[float, ...]
@@ -95,7 +94,7 @@ def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where:
     return constructor(**{**given, **section})
 
 
-def source(config: ConfigDict, split: str, *, training: bool) -> Source:
+def source(config: Config, split: str, *, training: bool) -> Source:
     """A split of the run's data set; `config.splits` names the usual ones, any other split may be asked for."""
     section = dict(config.data)
     constructor = find("data", section.get("name", ""))
@@ -104,7 +103,7 @@ def source(config: ConfigDict, split: str, *, training: bool) -> Source:
     return load(section, split)
 
 
-def make_meta(config: ConfigDict, train: Source) -> Meta:
+def make_meta(config: Config, train: Source) -> Meta:
     """The facts of a training split, label vectors included where the config asks for them."""
     return Meta(
         name=train.name,
@@ -115,7 +114,7 @@ def make_meta(config: ConfigDict, train: Source) -> Meta:
     )
 
 
-def label_vectors(config: ConfigDict, classes: tuple[str, ...]) -> np.ndarray | None:
+def label_vectors(config: Config, classes: tuple[str, ...]) -> np.ndarray | None:
     """(l e) by `config.vectors`: "auto" takes what the data set brings along, else a file or "glove"."""
     if config.vectors == "none":
         return None
@@ -124,10 +123,16 @@ def label_vectors(config: ConfigDict, classes: tuple[str, ...]) -> np.ndarray | 
         return own() if own else None
     from mljax.data.labels import load_vectors
 
-    return load_vectors(classes, source=config.vectors, root=config.data.get("root"))
+    try:
+        return load_vectors(classes, source=config.vectors, root=config.data.get("root"))
+    except UserError as error:
+        if "config.vectors" in str(error):
+            raise
+        advice = "a system that can do without label vectors runs with --config.vectors=none"
+        raise UserError(f"{str(error).rstrip('.')}; {advice}.") from None
 
 
-def preprocessing(config: ConfigDict) -> dict[str, Any]:
+def preprocessing(config: Config) -> dict[str, Any]:
     """What travels with the weights of a config: mean, std and provenance; a run directory keeps it."""
     if config.weights.name is None:
         return {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "weights": None}
@@ -136,7 +141,7 @@ def preprocessing(config: ConfigDict) -> dict[str, Any]:
     return {"mean": list(mean), "std": list(std), "weights": dataclasses.asdict(record)}
 
 
-def assemble(config: ConfigDict, meta: Meta, values: Mapping[str, Any]) -> Experiment:
+def assemble(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experiment:
     """Build the system of a config for the facts of a training split; `values` are those of `preprocessing`."""
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype is {config.dtype!r}{nearest(config.dtype, DTYPES)}.")

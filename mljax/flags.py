@@ -16,8 +16,10 @@ from ml_collections import ConfigDict
 
 from mljax.build import keywords, names
 from mljax.errors import UserError, nearest
+from mljax.types import Config
 
 FLAGS = ("--config", "--workdir", "--list", "--help")
+KINDS = {"data": "data", "backbone": "backbones", "system": "systems", "loss": "losses"}  # sections that name something
 USAGE = """usage: python -m mljax.main --config=FILE[:WORD,WORD..] --workdir=FOLDER [--config.KEY=VALUE ..]
 
   --config=FILE[:WORDS]   an experiment, e.g. configs/cmsg.py:voc2007,smoke (words are explained in the file)
@@ -67,7 +69,7 @@ def _line_of(error: Exception, path: Path) -> str:
     return f" in line {lines[-1]}" if lines else ""
 
 
-def override(config: ConfigDict, key: str, text: str) -> None:
+def override(config: Config, key: str, text: str) -> None:
     """`--config.a.b=text`: an existing key, a value of its type; numbers, None and tuples as Python writes them."""
     *path, last = key.split(".")
     section: Any = config
@@ -87,9 +89,15 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     if last not in section and "," in text and isinstance(_default(".".join(path), section.get("name"), last), tuple):
         old = ()
     value = _value(old, key, text)
+    kind = KINDS.get(".".join(path))
+    stale = set()  # settings of what had the name before, which the new one does not know
+    if last == "name" and kind is not None and value != old and value in names(kind):
+        stale = set(section.keys()) - {"name", "reduction", *keywords(names(kind)[value])}
     try:
         with config.unlocked():
             section[last] = value
+            for name in stale:
+                del section[name]
     except (TypeError, ValueError):
         wanted = section.get_type(last).__name__
         raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
@@ -97,7 +105,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 def _default(where: str, name: Any, key: str) -> Any:
     """Of a setting that the config does not write out: what its constructor says."""
-    kind = {"data": "data", "backbone": "backbones", "system": "systems", "loss": "losses"}.get(where)
+    kind = KINDS.get(where)
     if kind is None or name not in names(kind):
         return None
     parameter = keywords(names(kind)[name]).get(key)
@@ -163,6 +171,9 @@ def parse(argv: list[str]) -> dict[str, Any]:
             close = f"--config.{word}" if "." in word else f"--{word}"
             hint = f" (did you mean {close}=..?)" if equals and ("." in word or close in FLAGS) else ""
             raise UserError(f"The argument {flag!r} is left over{hint}; settings are written --config.KEY=VALUE.")
+    found["overrides"].sort(
+        key=lambda item: not item[0].endswith(".name")
+    )  # its other settings are those of the new name
     return found
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-TOLD = b"\nstopping: what is under way is finished and saved first; once more to leave at once\n"
+TOLD = b"\nstopping as soon as it is saved; press Ctrl-C again to leave at once\n"
 
 
 class Stop(Exception):

@@ -114,21 +114,22 @@ class Writer:
     @contextlib.contextmanager
     def task(self) -> Iterator[Callable[[str, int, int], None]]:
         """A progress line for preparations: `show(what, done, total)`."""
-        began, shown = time.perf_counter(), 0.0
+        shown = time.perf_counter()
         bar = self.bar() if self.live else None
-        tasks: dict[str, Any] = {}
+        tasks: dict[str, tuple[Any, int, float]] = {}
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal shown
             now = time.perf_counter()
-            left = (now - began) / max(done, 1) * (total - done)
+            if what not in tasks:  # the first call may have waited for the compiler: it does not count for what is left
+                tasks[what] = bar and bar.add_task(what, total=total, info=""), done, now
+            task, first, began = tasks[what]
             if bar is not None:
-                if what not in tasks:
-                    tasks[what] = bar.add_task(what, total=total, info="")
-                bar.update(tasks[what], completed=done, info=f"{duration(left)} left" if done < total else "done")
+                left = duration((now - began) / (done - first) * (total - done)) if done > first else "?"
+                bar.update(task, completed=done, info=f"{left} left" if done < total else "done")
             elif done == total or now - shown > 30:
                 shown = now
-                self.line(f"{what}: {done}/{total}, {duration(now - began)}")
+                self.line(f"{what}: {done}/{total}")
 
         with bar if bar is not None else contextlib.nullcontext():
             yield show
@@ -207,7 +208,7 @@ class Meter:
             self.bar.update(self.task, completed=step, info=self.info)
         elif now - self.shown > self.QUIET or step == self.total:
             self.shown = now
-            self.writer.line(f"{self.label}step {step}/{self.total}  {self.info}")
+            self.writer.line(f"{self.label}{self._step(step)}  {self.info}")
 
     def evaluated(self, found: dict[str, dict[str, float]], seconds: float) -> None:
         self.say(self.info)
@@ -216,7 +217,10 @@ class Meter:
         shown = "  ".join(
             f"{kind} mAP {_percent(metrics['mAP'])} OF1 {_percent(metrics['OF1'])}" for kind, metrics in found.items()
         )
-        self.writer.line(f"{self.label}step {self.mark[0]}/{self.total}  {shown}  evaluated in {duration(seconds)}")
+        self.writer.line(f"{self.label}{self._step(self.mark[0])}  {shown}  evaluated in {duration(seconds)}")
+
+    def _step(self, step: int) -> str:
+        return f"step {step:>{len(str(self.total))}}/{self.total}"
 
     def close(self) -> None:
         if self.bar is not None:

@@ -1,5 +1,6 @@
 """A run directory: everything that is needed to repeat and to explain a run."""
 
+import io
 import json
 import os
 import platform
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mljax import config as configs
 from mljax.errors import UserError, nearest
-from mljax.types import Meta
+from mljax.types import Config, Meta
 
 # Keys that change how fast or how loudly a run goes, or on what, but not what it computes.
 FREE = (
@@ -84,7 +85,7 @@ def write_arrays(path: Path, **arrays: Any) -> None:
         ) from None
 
 
-def open_run(workdir: Path, config: ConfigDict) -> None:
+def open_run(workdir: Path, config: Config) -> None:
     """Make the directory, or check that it belongs to the same config.
 
     A run that never came to train, because something in its config or data was wrong, gives its directory to the next.
@@ -157,7 +158,7 @@ def load_meta(workdir: Path) -> Meta:
     if not path.is_file():
         raise UserError(f"{workdir} holds no meta.npz: the run there never started training.")
     try:
-        with np.load(path) as arrays:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:  # numpy leaves a damaged file open
             classes = tuple(str(c) for c in arrays["classes"])
             return Meta(
                 name=str(arrays["name"]),
@@ -172,11 +173,11 @@ def load_meta(workdir: Path) -> Meta:
         ) from None
 
 
-def load_config(workdir: Path) -> ConfigDict:
+def load_config(workdir: Path) -> Config:
     return configs.from_json(json.dumps(read_json(workdir / "config.json")))
 
 
-def stage_configs(config: ConfigDict) -> list[ConfigDict]:
+def stage_configs(config: Config) -> list[Config]:
     """The config of each stage: the base with the stage's partial laid over it, in order."""
     stages = []
     if not isinstance(config.stages, tuple):

@@ -28,7 +28,8 @@ def orbax() -> Any:
 
 
 def _from_elsewhere(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname and "tensorstore" not in record.getMessage()
+    theirs = f"{os.sep}orbax{os.sep}"  # in the text too: asyncio tells of a failed write once more, when Python ends
+    return theirs not in record.pathname and not any(word in record.getMessage() for word in ("tensorstore", theirs))
 
 
 @contextlib.contextmanager

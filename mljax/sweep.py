@@ -1,6 +1,6 @@
 """Runs that differ in a setting or two, as one resumable command that prints a table of mean and spread over seeds.
 
-    python -m mljax.sweep --config=configs/cmsg.py --workdir=runs/heads --over system.sga_heads=1,2,4 --seeds=0,1,2
+python -m mljax.sweep --config=configs/cmsg.py --workdir=runs/heads --over system.sga_heads=1,2,4 --seeds=0,1,2
 """
 
 import argparse

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mljax import evaluate, experiment, optim, parallel, progress, rundir
 from mljax.build import keywords
@@ -22,13 +21,13 @@ from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.groups import freeze_matching
 from mljax.interrupt import Stop, interruptible
-from mljax.types import TrainState
+from mljax.types import Config, TrainState
 
 log = logging.getLogger("mljax")
 OWN_KEYS = ("epochs", "batch_size")  # of config.optim, read here; the rest is the optimiser's
 
 
-def make_optimizer(config: ConfigDict, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
+def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
     """The optax transformation of `config.optim`; what the backbone keeps frozen gets no updates and no decay."""
     section = {k: v for k, v in config.optim.items() if k not in OWN_KEYS}
     allowed = set(keywords(optim.optimizer)) - {"params", "total_steps", "steps_per_epoch"}
@@ -96,7 +95,7 @@ class Diverged(UserError):
     """A loss or scores that are no numbers."""
 
 
-def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+def fit(config: Config, workdir: str | Path) -> dict[str, Any]:
     """Train all stages of a config in a run directory, resuming where it was left; returns the final report.
 
     Raises:
@@ -121,7 +120,7 @@ def fit(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 class Stage:
     """One stage of a run: its objects, and the loop over them."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, index: int, count: int, writer: progress.Writer):
+    def __init__(self, config: Config, workdir: Path, index: int, count: int, writer: progress.Writer):
         self.config, self.workdir, self.index, self.last = config, workdir, index, index == count - 1
         self.label = f"stage {index + 1}/{count} " if count > 1 else ""
         self.writer = writer
@@ -161,10 +160,11 @@ class Stage:
         self.steps_per_epoch = len(self.train) // size
         self.total = self.steps_per_epoch * config.optim.epochs
         self.writer.line(
-            f"{self.label}{self.train.name}: {len(self.train)} images, {len(self.train.classes)} classes;"
-            f" {self.eval.name}: {len(self.eval)} images; {self.total} steps, {self.steps_per_epoch} an epoch,"
-            f" on {len(self.devices)} {self.devices[0].device_kind}"
+            f"{self.label}{self.train.name}: {len(self.train)} images of {len(self.train.classes)} labels;"
+            f" {self.eval.name}: {len(self.eval)} images"
         )
+        where = f"{len(self.devices)} {self.devices[0].device_kind}"
+        self.writer.line(f"{self.label}{self.total} steps, {self.steps_per_epoch} an epoch, on {where}")
         positives = (self.train.labels * self.train.observed).sum(0)
         if absent := [name for name, count in zip(self.train.classes, positives) if not count]:
             self.writer.line(f"{self.train.name} has no image with {some(absent, 8)}: nothing is learnt of these")

@@ -18,6 +18,9 @@ import numpy as np
 # index (b) int32 | mask (b) float32 in {0, 1}, zero for padding | views (b v h w c), where a system asks for several
 Batch = Mapping[str, Any]
 
+# An ml_collections.ConfigDict: attributes by name, values without static types.
+Config = Any
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Meta:

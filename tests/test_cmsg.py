@@ -25,7 +25,15 @@ def meta(vectors=True):
 
 
 def build(**settings):
-    defaults = {"width": D, "ffn": 12, "sga_heads": K, "saa_heads": K, "sga_layers": 2, "saa_layers": 2, "threshold": 0.1}
+    defaults = {
+        "width": D,
+        "ffn": 12,
+        "sga_heads": K,
+        "saa_heads": K,
+        "sga_layers": 2,
+        "saa_layers": 2,
+        "threshold": 0.1,
+    }
     loss = criterion({"name": "asl", "reduction": "batch_mean"})
     return cmsg(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 

@@ -52,9 +52,7 @@ def steps(found: Any, devices: int, count: int = 3) -> tuple[Any, list[float]]:
     variables = experiment.init_variables(run, found.seed)
     tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)
     state = train.create_state(variables, tx, ema=found.ema, seed=0)
-    step, place_state, place = parallel.compile_step(
-        train.make_step(run, tx), found.parallel, jax.devices()[:devices]
-    )
+    step, place_state, place = parallel.compile_step(train.make_step(run, tx), found.parallel, jax.devices()[:devices])
     state, losses = place_state(state), []
     for batch in batches(found, source, run, count):
         state, metrics = step(state, place(batch))

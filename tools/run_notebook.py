@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--write", action="store_true", help="keep the cells of the .py and their outputs in the .ipynb"
     )
-    parser.add_argument("--timeout", type=float, default=1200, help="seconds for the whole notebook")
+    parser.add_argument("--timeout", type=float, default=1800, help="seconds for the whole notebook")
     args = parser.parse_args(argv)
     source = args.file.with_suffix(".py") if args.write else args.file
     if not source.is_file():

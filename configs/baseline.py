@@ -12,7 +12,9 @@ from mljax import config as c
 def get_config(arg=None):
     config = c.base()
     config.system = dict(name="baseline", pooling="average", dropout=0.0)
-    return c.choose(config, arg, WORDS)
+    config = c.choose(config, arg, WORDS)
+    config.vectors = "none"  # nothing here uses them
+    return config
 
 
 def paper(config):

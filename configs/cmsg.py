@@ -1,7 +1,7 @@
 """CMSG: cross-modality semantic guidance (Huang et al., Intelligent Data Analysis 2024).
 
     python -m mljax.main --config=configs/cmsg.py --workdir=runs/cmsg              # embedded data set, minutes
-    python -m mljax.main --config=configs/cmsg.py:voc2007 --workdir=runs/voc2007   # ResNet-101, 448, the paper's setting
+    python -m mljax.main --config=configs/cmsg.py:voc2007 --workdir=runs/voc2007   # ResNet-101, 448, as the paper
 
 The paper's mAP: VOC2007 95.4 (ResNet-101), 96.9 (ResNeXt-101 32x16d SWSL); VOC2012 96.2 (SWSL).
 Ablations: --config.system.sga_layers=0 | --config.system.saa_layers=0 | --config.system.mode=none
@@ -20,7 +20,7 @@ def get_config(arg=None):
 
 
 def paper(config):
-    """The paper's setting: ResNet-101 at 448, two GPUs; the optimiser is ML-GCN's family's Adam recipe (docs/cmsg.md)."""
+    """The paper's setting: ResNet-101 at 448, two GPUs; what it leaves open is in docs/cmsg.md."""
     c.resnet101(config)
     config.system.update(width=1024, ffn=2048)
     config.optim.update(name="adam", lr=1e-4, epochs=40, batch_size=32, weight_decay=1e-4)

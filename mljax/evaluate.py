@@ -64,7 +64,7 @@ class Scorer:
         return np.mean(views, axis=0, dtype=np.float64).astype(np.float32)
 
     def outputs(self, variables: Any, source: Source, look: str | None, config: Config) -> Any:
-        """`Outputs` of a whole split as host arrays, for `refresh`: logits and label features, in the source's order."""
+        """Logits and label features of a whole split as host arrays, for `refresh`, in the source's order."""
         transform = self.experiment.eval_transform() if look is None else features.view(look)
         variables = jax.device_put(variables, self.whole)
         size = -(-config.eval.batch_size // self.devices) * self.devices

@@ -1,7 +1,7 @@
 """jit or pmap, one step: collectives that vanish when arrays are global.
 
-A loss in this library obeys one rule: the mean over devices of what each device returns is the loss of the whole batch. Then
-`pmean` of the gradients is the gradient of that loss, with `all_gather` and `pmean` inside it or not.
+A loss in this library obeys one rule: the mean over devices of what each device returns is the loss of the whole batch.
+Then `pmean` of the gradients is the gradient of that loss, with `all_gather` and `pmean` inside it or not.
 """
 
 from collections.abc import Callable
@@ -89,6 +89,6 @@ def check_batch(batch_size: int, devices: int) -> None:
     """A batch must divide over the devices: said once, before anything is compiled."""
     if batch_size % devices:
         raise UserError(
-            f"A batch of {batch_size} does not divide over {devices} devices; make config.optim.batch_size a multiple of"
-            f" {devices}, or set config.devices."
+            f"A batch of {batch_size} does not divide over {devices} devices; make config.optim.batch_size a multiple"
+            f" of {devices}, or set config.devices."
         )

@@ -176,7 +176,7 @@ class Stage:
         self.experiment = experiment.assemble(self.config, meta, values)
 
     def _initial(self) -> TrainState:
-        """The state to start from, in this order: this stage's checkpoint, what the stage before left, pretrained weights."""
+        """The state to start from: this stage's checkpoint, what the stage before left, or pretrained weights."""
         config = self.config
         variables = experiment.init_variables(self.experiment, config.seed)
         self._cache(variables)

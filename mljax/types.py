@@ -14,7 +14,8 @@ import flax.struct
 import jax
 import numpy as np
 
-# image (b h w c) uint8, or endpoints {"32": (b h w d)} | labels (b l) float32 in [0, 1] | observed (b l) float32 in {0, 1}
+# image (b h w c) uint8, or endpoints {"32": (b h w d)}
+# labels (b l) float32 in [0, 1] | observed (b l) float32 in {0, 1}
 # index (b) int32 | mask (b) float32 in {0, 1}, zero for padding | views (b v h w c), where a system asks for several
 Batch = Mapping[str, Any]
 

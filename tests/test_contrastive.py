@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import golden_file
-from test_losses import assert_golden, batch, sigmoid, single
 
+from conftest import golden_file
 from mljax import contrastive, losses, weak_labels
+from test_losses import assert_golden, batch, sigmoid, single
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import golden_file
 from flax import traverse_util
 
+from conftest import golden_file
 from mljax import build
 from mljax.backbones import _transformer, cvt
 from mljax.errors import UserError

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import golden_file
 
+from conftest import golden_file
 from mljax import contrastive, losses, weak_labels
 from mljax.errors import UserError
 

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from conftest import golden_file
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
+from conftest import golden_file
 from mljax import metrics
 from mljax.errors import UserError
 

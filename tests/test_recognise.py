@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from torch_writer import bare_resnet
 
 from mljax.recognise import recognise
+from torch_writer import bare_resnet
 
 RESNET18 = bare_resnet((2, 2, 2, 2), False)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import golden_file
 from flax import traverse_util
 
+from conftest import golden_file
 from mljax import build
 from mljax.backbones import _transformer, swin
 from mljax.errors import UserError

@@ -31,7 +31,8 @@ def test_gradient_at_every_trainable_leaf(name):
     def loss(params):
         (value, _), _ = run.system.apply(
             {"params": params, **rest}, batch, jnp.int32(10_000), method="loss",
-            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)}, mutable=[k for k in rest if k != "constants"],
+            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)},
+            mutable=[k for k in rest if k != "constants"],
         )  # fmt: skip
         return value
 
@@ -86,7 +87,8 @@ def test_degenerate_labels_give_finite_losses_and_gradients(name, case):
     def loss(params):
         (value, _), _ = run.system.apply(
             {"params": params, **rest}, batch, jnp.int32(3), method="loss",
-            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)}, mutable=[k for k in rest if k != "constants"],
+            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)},
+            mutable=[k for k in rest if k != "constants"],
         )  # fmt: skip
         return value
 

@@ -10,6 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from mljax import weight_files
+from mljax.errors import UserError
+from mljax.weight_files import read
 from torch_writer import (
     RNG,
     WRITERS,
@@ -23,10 +27,6 @@ from torch_writer import (
     torch_legacy,
     torch_zip,
 )
-
-from mljax import weight_files
-from mljax.errors import UserError
-from mljax.weight_files import read
 
 SMALL = {
     "a.weight": RNG.normal(size=(3, 4)).astype(np.float32),

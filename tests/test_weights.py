@@ -12,11 +12,11 @@ import threading
 import numpy as np
 import pytest
 import safetensors.numpy
-from torch_writer import RNG, WRITERS, bare_resnet, leftovers, one_sentence, tensors, torch_zip
 
 from mljax import hub, weight_convert, weights
 from mljax.errors import UserError
 from mljax.weights import Weights, load, main, resolve
+from torch_writer import RNG, WRITERS, bare_resnet, leftovers, one_sentence, tensors, torch_zip
 
 RESNET18 = bare_resnet((2, 2, 2, 2), False)
 

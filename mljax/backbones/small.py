@@ -1,6 +1,6 @@
 """A small residual network that trains from scratch in minutes on a CPU: for the embedded data set, demos and tests.
 
-Of no paper. Stem of stride 2, then one or more residual basic blocks per stage (He et al., CVPR 2016, fig. 2) of stride 2.
+Of no paper. Stem of stride 2, then residual basic blocks (He et al., CVPR 2016, fig. 2) in stages of stride 2.
 """
 
 from typing import Any

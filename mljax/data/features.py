@@ -1,8 +1,8 @@
 """The feature cache: endpoints of a frozen backbone, computed once per image and view, kept as float16 memory maps.
 
-A view is written `SIZE[:flip][:crop]`: "320", "320:flip", "448:c80" (the central 80 % of each side), "448:tl80" (top left;
-also tr, bl, br). All are deterministic, so that training on several views and averaging over them at test time works on
-cached features as on images.
+A view is written `SIZE[:flip][:crop]`: "320", "320:flip", "448:c80" (the central 80 % of each side), "448:tl80" (top
+left; also tr, bl, br). All are deterministic, so that training on several views and averaging over them at test time
+works on cached features as on images.
 """
 
 import contextlib
@@ -236,8 +236,8 @@ class CachedBatches:
             self.by_size.setdefault(view(text).size, []).append(text)
         if self.views > 1 and max(len(v) for v in self.by_size.values()) < self.views:
             raise UserError(
-                f"The system asks for {self.views} views of an image and config.cache.train_views offers no {self.views} "
-                "of one size; add some, e.g. ('320', '320:flip')."
+                f"The system asks for {self.views} views of an image and config.cache.train_views offers no"
+                f" {self.views} of one size; add some, e.g. ('320', '320:flip')."
             )
 
     def __getitem__(self, step: int) -> dict[str, Any]:

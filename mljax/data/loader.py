@@ -1,6 +1,7 @@
 """From a source to batches: grain shuffles, decodes, augments; every random choice depends on (seed, step) alone.
 
-A resume slices the batched data set at its step, so any number of threads or workers, and a resume, give the same batches.
+A resume slices the batched data set at its step, so any number of threads or workers, and a resume, give the same
+batches.
 """
 
 import dataclasses
@@ -180,7 +181,7 @@ class Shielded:
 
 
 def _iterate(data: grain.MapDataset, threads: int, workers: int, batch_size: int) -> Iterator[Any]:
-    # The buffer counts elements of the last MapDataset, that is whole batches: the default of 500 would fill the memory.
+    # The buffer counts elements of the last MapDataset, that is batches: the default of 500 would fill the memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, min(threads, 512 // batch_size)))
     iterator = data.to_iter_dataset(options)
     if workers:

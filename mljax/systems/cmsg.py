@@ -181,8 +181,8 @@ def _correlation_matrix(meta: Meta, source: str, form: str, threshold: float, p:
         similarity = label_data.conditional(meta.labels, meta.observed)
     elif meta.vectors is None:
         raise UserError(
-            f"CMSG's correlation needs label vectors for {meta.name!r}; set config.vectors to a file of names and vectors, "
-            "or config.system.correlation='cooccurrence' or 'none'."
+            f"CMSG's correlation needs label vectors for {meta.name!r}; set config.vectors to a file of names and"
+            " vectors, or config.system.correlation='cooccurrence' or 'none'."
         )
     else:
         similarity = label_data.cosine(meta.vectors)

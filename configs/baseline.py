@@ -20,6 +20,7 @@ def get_config(arg=None):
 def paper(config):
     c.resnet101(config)
     config.optim.update(name="sgd", lr=1e-2, epochs=40, batch_size=16, weight_decay=1e-4)
+    config.eval.every = 1
     config.optim.update(schedule="step", every=20, momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
 
 
@@ -40,12 +41,12 @@ def coco2014(config):
 
 def voc_resplit(config):
     c.voc_resplit(config)
-    config.optim.update(lr=3e-3, epochs=30)
+    config.optim.update(lr=3e-3, epochs=30, batch_size=64)
 
 
 def csv(config):
     c.own_csv(config)
-    config.optim.update(lr=3e-3, epochs=30)
+    config.optim.update(lr=3e-3, epochs=30, batch_size=64)
 
 
 def pooling(kind):

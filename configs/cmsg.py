@@ -12,7 +12,7 @@ from mljax import config as c
 
 def get_config(arg=None):
     config = c.base()
-    config.system = dict(name="cmsg", width=256, ffn=512, threshold=0.3, saa_heads=4, sga_heads=4)
+    config.system = dict(name="cmsg", width=128, ffn=256, threshold=0.3, saa_heads=4, sga_heads=4)
     config.system.update(saa_layers=2, sga_layers=1, mode="add", correlation="vectors", features="activation")
     config.system.update(form="mlgcn", dropout=0.1, position=False, normalise=False)
     config.loss = dict(name="asl", gamma_neg=4.0, gamma_pos=0.0, clip=0.05, reduction="batch_mean")
@@ -24,6 +24,7 @@ def paper(config):
     c.resnet101(config)
     config.system.update(width=1024, ffn=2048)
     config.optim.update(name="adam", lr=1e-4, epochs=40, batch_size=32, weight_decay=1e-4)
+    config.eval.every = 1
     config.ema = 0.9997
     config.eval.select = "best_of_raw_and_ema"
 
@@ -50,7 +51,7 @@ def voc_resplit(config):
     """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views: under 10 minutes on two cores."""
     c.voc_resplit(config, views("224", "85"))
     config.system.update(width=512, ffn=512, normalise=True)
-    config.optim.update(lr=3e-4, epochs=12)
+    config.optim.update(lr=3e-4, epochs=12, batch_size=64)
     config.eval.every = 12
 
 
@@ -72,7 +73,7 @@ def views(size, share):
 def csv(config):
     c.own_csv(config)
     config.system.update(width=512, ffn=512, normalise=True)
-    config.optim.update(lr=3e-4, epochs=12)
+    config.optim.update(lr=3e-4, epochs=12, batch_size=64)
 
 
 def star(config):

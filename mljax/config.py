@@ -40,19 +40,19 @@ def base() -> Config:
     config.cache = ConfigDict(  # endpoints of a frozen backbone, computed once; no train_views: no cache
         {"train_views": (), "eval_views": (), "limit_gb": 30.0}
     )
-    config.backbone = {"name": "small"}
+    config.backbone = {"name": "small", "widths": (16, 32, 64, 96), "endpoints": ("8",)}
     config.weights = ConfigDict(  # a record's name or a file; None: random
         {"name": config_dict.placeholder(str), "prefix": "", "skip": ()}
     )
     config.system = {"name": "baseline"}
     config.loss = {"name": "bce", "reduction": "mean"}
     config.optim = ConfigDict(
-        {"name": "adamw", "lr": 1e-3, "epochs": 12, "batch_size": 64, "schedule": "one_cycle", "weight_decay": 1e-2}
+        {"name": "adamw", "lr": 2e-3, "epochs": 10, "batch_size": 32, "schedule": "one_cycle", "weight_decay": 1e-2}
     )
     config.ema = 0.0  # decay of the averaged parameters; 0: none
     config.eval = ConfigDict(
         {
-            "every": 1,  # epochs between evaluations
+            "every": 5,  # epochs between evaluations
             "batch_size": 64,
             "select": "last",  # "last", "best", or "best_of_raw_and_ema"
             "definition": "raw",  # of average precision: "raw", "env", "sklearn", "11point"

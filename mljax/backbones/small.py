@@ -76,7 +76,10 @@ class Small(nn.Module):
         frozen = frozen_stages(self.frozen, STAGES)
         block = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
         found, x = {}, image.astype(self.dtype)
+        last = max(int(endpoint) for endpoint in self.endpoints)  # stages behind it are not built
         for i, (stage, width) in enumerate(zip(STAGES, self.widths)):
+            if 2 ** (i + 1) > last:
+                break
             mode = norm_mode(self.norm, stage in frozen)
             if stage == "stem":
                 x = Conv(width, 3, 2, dtype=self.dtype, name="stem_conv")(x)

@@ -12,6 +12,7 @@ from mljax import config as c
 def get_config(arg=None):
     config = c.base()
     config.system = dict(name="baseline", pooling="average", dropout=0.0)
+    config.optim.lr = 3e-3
     config = c.choose(config, arg, WORDS)
     config.vectors = "none"  # nothing here uses them
     return config

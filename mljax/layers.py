@@ -174,9 +174,10 @@ class AttentionLayer(nn.Module):
         return layer_norm("norm2", self.dtype)(x + drop(forward)), weights
 
 
-def layer_norm(name: str, dtype: Any, epsilon: float = 1e-5) -> nn.LayerNorm:
-    """LayerNorm with torch's epsilon, statistics without the fast-variance shortcut."""
-    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+def layer_norm(name: str, dtype: Any, epsilon: float = 1e-5) -> Callable[[jax.Array], jax.Array]:
+    """LayerNorm with torch's epsilon, computed in float32, the result in `dtype`; call it inside a compact module."""
+    norm = nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, name=name)
+    return lambda x: norm(x.astype(jnp.float32)).astype(dtype)
 
 
 class GroupLinear(nn.Module):

@@ -47,3 +47,14 @@ def test_what_a_user_can_get_wrong():
         parallel.check_batch(15, 2)
     with pytest.raises(UserError, match="'jit' or 'pmap'"):
         parallel.axis_of("pjit")
+
+
+@pytest.mark.parametrize("name", toy.CONFIGS)
+def test_bfloat16_computes_near_float32_and_keeps_parameters_float32(name):
+    found = toy.without_dropout(toy.config(name))
+    _, exact = toy.steps(found, 1)
+    found.dtype = "bfloat16"
+    state, losses = toy.steps(found, 1)
+    np.testing.assert_allclose(losses, exact, rtol=0.05)
+    assert losses != exact
+    assert {np.asarray(x).dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}

@@ -1,0 +1,53 @@
+"""The sensitivity study: which runs it makes, that it resumes, and the table it prints."""
+
+import json
+
+import pytest
+
+from mljax import sweep
+from mljax.errors import UserError
+
+
+def test_one_setting_at_a_time_beside_the_config_itself():
+    found = sweep.variants(["system.sga_heads=1,2", "system.mode=add,mask"], grid=False)
+    assert found == [
+        (),
+        (("system.sga_heads", "1"),),
+        (("system.sga_heads", "2"),),
+        (("system.mode", "add"),),
+        (("system.mode", "mask"),),
+    ]
+
+
+def test_grid_is_every_combination_and_tuples_stay_whole():
+    found = sweep.variants(["a=1,2", "b=(1,2),(3,4)"], grid=True)
+    assert found == [(("a", x), ("b", y)) for x in "12" for y in ("(1,2)", "(3,4)")]
+
+
+def test_mean_and_sample_deviation_over_seeds():
+    reports = [{"metrics": {"mAP": m, "CF1": 1.0, "OF1": 2.0}} for m in (80.0, 82.0, 84.0)]
+    assert sweep.table({"x": reports}).splitlines()[-1] == "| x | 3 | 82.00 ± 2.00 | 1.00 ± 0.00 | 2.00 ± 0.00 |"
+
+
+def test_wrong_words_are_said_before_anything_runs(tmp_path):
+    options = ["--config=configs/cmsg.py:smoke", f"--workdir={tmp_path}"]
+    with pytest.raises(UserError, match="is not KEY=VALUE"):
+        sweep.main([*options, "--over", "system.sga_heads"])
+    with pytest.raises(UserError, match="no key 'sytem'"):
+        sweep.main([*options, "--over", "sytem.sga_heads=1"])
+    with pytest.raises(UserError, match="left over"):
+        sweep.main([*options, "--epochs=3"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_runs_resume_and_are_summed_up(tmp_path, capsys):
+    options = ["--config=configs/cmsg.py:smoke", f"--workdir={tmp_path}", "--config.optim.epochs=1"]
+    sweep.main([*options, "--over", "system.sga_layers=0", "--seeds=0,1"])
+    first = capsys.readouterr().out
+    assert first.count("\n") == 4 and "| system.sga_layers=0 | 2 |" in first
+    report = tmp_path / "sga_layers=0_seed1" / "report.json"
+    assert json.loads(report.read_text())["seed"] == 1
+    before = report.stat().st_mtime_ns
+    sweep.main([*options, "--over", "system.sga_layers=0", "--seeds=0,1"])
+    assert capsys.readouterr().out == first and report.stat().st_mtime_ns == before

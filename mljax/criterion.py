@@ -45,11 +45,11 @@ class Criterion:
           labels, observed: take the place of the batch's own (pseudo-labels).
           axis: the pmap axis, or None.
         """
-        labels = batch["labels"] if labels is None else labels
-        observed = batch["observed"] if observed is None else observed
+        truth: Any = batch["labels"] if labels is None else labels
+        known: Any = batch["observed"] if observed is None else observed
         loss = losses.make({"name": self.name, **dict(self.settings)})
-        values = loss(logits.astype(labels.dtype), labels, observed)
-        weights = losses.entries(self.name, observed, batch["mask"])
+        values = loss(logits.astype(truth.dtype), truth, known)
+        weights = losses.entries(self.name, known, batch["mask"])
         return losses.reduce(values, weights, how=self.reduction, mask=batch["mask"], axis=axis)
 
 

@@ -30,7 +30,7 @@ SELECTIONS = ("last", "best", "best_of_raw_and_ema")
 class Scorer:
     """Runs a system in evaluation mode over a split, compiled once."""
 
-    def __init__(self, experiment: Experiment, devices: list[jax.Device]):
+    def __init__(self, experiment: Experiment, devices: list[Any]):
         self.experiment = experiment
         mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
         self.whole, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
@@ -61,7 +61,7 @@ class Scorer:
                 scores = self._scores(variables, jax.device_put(batch, self.split))
                 found.append((scores, batch["mask"]))
             views.append(np.concatenate([np.asarray(s)[m > 0] for s, m in found]))
-        return np.mean(views, axis=0, dtype=np.float64).astype(np.float32)
+        return np.asarray(np.mean(views, axis=0, dtype=np.float64), np.float32)
 
     def outputs(self, variables: Any, source: Source, look: str | None, config: Config) -> Any:
         """Logits and label features of a whole split as host arrays, for `refresh`, in the source's order."""

@@ -52,8 +52,10 @@ class Experiment:
         """(b l) scores on the scale of logits, in evaluation mode: the system's own `scores`, or its logits."""
         batch = self.prepare(batch)
         if hasattr(self.system, "scores"):
-            return self.system.apply(variables, batch, method="scores").astype(jnp.float32)
-        return self.system.apply(variables, batch, train=False).logits.astype(jnp.float32)
+            scores: Any = self.system.apply(variables, batch, method="scores")
+            return scores.astype(jnp.float32)
+        out: Any = self.system.apply(variables, batch, train=False)
+        return out.logits.astype(jnp.float32)
 
     def encode(self, variables: Mapping[str, Any]) -> Callable[[np.ndarray], dict[str, jax.Array]]:
         """(b h w 3) uint8 -> the frozen backbone's endpoints, for the feature cache."""

@@ -39,7 +39,7 @@ def axis_of(parallel: str) -> str | None:
     return AXIS if parallel == "pmap" else None
 
 
-def devices_for(count: int | None) -> list[jax.Device]:
+def devices_for(count: int | None) -> list[Any]:
     """The first `count` devices, or all of them."""
     devices = jax.devices()
     if count is None:
@@ -53,7 +53,7 @@ def devices_for(count: int | None) -> list[jax.Device]:
 
 
 def compile_step(
-    step: Callable[[Any, Any], tuple[Any, Any]], parallel: str, devices: list[jax.Device]
+    step: Callable[[Any, Any], tuple[Any, Any]], parallel: str, devices: list[Any]
 ) -> tuple[Callable, Callable, Callable]:
     """Compile `step(state, batch) -> (state, metrics)` for some devices.
 

@@ -61,7 +61,7 @@ class Run:
             "index": np.zeros(len(labels), np.int32),
             "mask": np.ones(len(labels), np.float32),
         }
-        out = self.experiment.system.apply(variables, self.experiment.prepare(batch), train=False)
+        out: Any = self.experiment.system.apply(variables, self.experiment.prepare(batch), train=False)
         return self.experiment.scores(variables, batch), out
 
     def stream(

@@ -1,6 +1,7 @@
 """The one trainer: state, step, and the loop over stages, epochs and steps. Systems supply only what differs."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -309,7 +310,7 @@ class Stage:
             return self.scorer.outputs(variables, self.train if split == "train" else self.eval, view, self.config)
 
         changed = refresh(jax.device_get(state.variables), score, epoch)
-        return self.place_state(state.replace(variables=changed))
+        return self.place_state(dataclasses.replace(state, variables=changed))
 
     def _evaluate(self, state: TrainState, step: int, meter: progress.Meter) -> TrainState:
         began = time.perf_counter()
@@ -331,7 +332,7 @@ class Stage:
             keys = ("mode", "factor", "patience", "threshold", "cooldown")
             options = {k: v for k, v in self.config.optim.items() if k in keys}
             opt_state = optim.plateau_update(state.opt_state, found["raw"]["metrics"]["mAP"], **options)
-            state = state.replace(opt_state=opt_state)
+            state = dataclasses.replace(state, opt_state=opt_state)
         kind = best if self.config.eval.select == "best_of_raw_and_ema" else "raw"
         self._save(state, step, {"mAP": found[kind]["metrics"]["mAP"]}, kind)
         return state

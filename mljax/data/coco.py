@@ -136,7 +136,7 @@ def coco(
     if order == "alphabetical":
         labels = labels[:, np.argsort(np.array(CLASSES_BY_ID))]
     if annotated_only:
-        kept = labels.any(axis=1)
+        kept = np.asarray(labels.any(axis=1))
         names, labels = [n for n, k in zip(names, kept) if k], labels[kept]
     paths = [os.path.join(images, name) for name in names]
     ones = np.ones_like(labels)

@@ -146,7 +146,7 @@ class Run:
         if label not in self.classes:
             raise UserError(f"There is no label {label!r}{nearest(label, self.classes)}.")
         weights = self.attention([image])[0, self.classes.index(label)]
-        return draw.overlay(decode(image, where=_name(image)), weights)
+        return draw.overlay(decode(image, where=_name(image)), weights, high=_hot(weights))
 
     def evaluate(self, split: str | None = None) -> dict[str, Any]:
         """Score a split again from its images; keeps scores and report beside the run's own, and prints the table."""
@@ -212,6 +212,11 @@ def _listed(images: Any) -> list[Any]:
 
 def _name(image: Any) -> str:
     return str(image) if isinstance(image, (str, Path)) else f"the {type(image).__name__} given"
+
+
+def _hot(attention: np.ndarray) -> float:
+    """The value that an overlay shows at full heat; one position in twenty is hotter: a lone peak hides no other."""
+    return float(np.quantile(attention, 0.95))
 
 
 def photos(paths: Iterable[str]) -> Iterator[Path]:
@@ -310,7 +315,7 @@ class Overlays:
             name = re.sub(r"\W+", "_", label)
             target = self.folder / f"{stem}_{name}.png"
             try:
-                draw.overlay(picture, attention).save(target)
+                draw.overlay(picture, attention, high=_hot(attention)).save(target)
             except OSError as error:
                 target.unlink(missing_ok=True)
                 raise UserError(

@@ -104,6 +104,7 @@ def smoke(config: Config) -> None:
     config.weights = {"name": None, "prefix": "", "skip": ()}
     config.optim.batch_size = config.eval.batch_size = 16
     config.optim.epochs = 2
+    config.eval.every = 1
     config.log_every = 1
     if "width" in config.system:
         config.system.width = 32

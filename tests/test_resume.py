@@ -141,9 +141,9 @@ def test_another_config_is_refused_by_name(tmp_path):
     train.rundir.open_run(tmp_path / "run", found)
     (tmp_path / "run" / "metrics.jsonl").write_text("{}\n")  # it came to train
     found.optim.lr = 0.5
-    with pytest.raises(UserError, match=r"differs in optim.lr: 0.001 -> 0.5"):
+    with pytest.raises(UserError, match=r"differs in optim.lr: 0.003 -> 0.5"):
         train.rundir.open_run(tmp_path / "run", found)
-    found.optim.lr, found.log_every = 1e-3, 7  # what changes no result may differ
+    found.optim.lr, found.log_every = 3e-3, 7  # what changes no result may differ
     train.rundir.open_run(tmp_path / "run", found)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -87,7 +87,7 @@ def csv(config):
 
 def star(config):
     """The starred variant: ResNeXt-101 32x16d with semi-weakly supervised weights."""
-    config.backbone.name = "resnext101_32x16d"
+    config.backbone = dict(name="resnext101_32x16d")
     config.weights.name = "resnext101_32x16d_swsl"
 
 

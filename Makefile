@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARITY := .venv-parity/bin
-# Turns off XLA's own CPU convolutions, which are slower than the library's; an experimental flag, so never set in mljax.
+# Turns off one of XLA's two CPU convolutions; an experimental flag, so never set in mljax itself.
 XLA_CPU := --xla_cpu_experimental_ynn_fusion_type=-individual_convolution
 
 .PHONY: venv demo test slow parity notebook lint lock clean

@@ -55,7 +55,7 @@ def coco2014(config):
 
 
 def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views: under 10 minutes on two cores."""
+    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views (benchmarks/voc_resplit.md)."""
     c.voc_resplit(config, views("224", "85"))
     asl(config)
     config.system.update(width=512, ffn=512)

@@ -24,6 +24,7 @@ import numpy as np
 from mljax import records
 from mljax.errors import UserError, nearest
 from mljax.groups import paths
+from mljax.merge import nest
 from mljax.silence import close_at_exit, error_code, orbax, quiet
 
 
@@ -244,7 +245,7 @@ class Checkpoints:
         """
         step = self._resolve(step)
         wanted = {p: entry for p, entry in self._record(step)["leaves"].items() if p.split("/")[0] in records.WEIGHTS}
-        tree = records.nest(self._read(step, wanted))
+        tree = nest(self._read(step, wanted))
         return {"params": tree.get("params", {}), "variables": tree.get("variables", {}), "ema": tree.get("ema")}
 
     def _resolve(self, step: int | str | None) -> int:

@@ -26,13 +26,8 @@ from mljax.schedules import step_decay as step_decay
 from mljax.schedules import warmup_cosine as warmup_cosine
 
 RULES = ("adam", "adamw", "sgd")
-PLATEAU = (
-    "mode",
-    "factor",
-    "patience",
-    "threshold",
-    "cooldown",
-)  # settings that plateau_update shares with optimizer
+PLATEAU = ("mode", "factor", "patience", "threshold", "cooldown")  # what plateau_update shares with optimizer
+METRICS = ("mAP", "CF1", "OF1", "loss")  # of an evaluation, that a plateau schedule can watch: config.optim.metric
 
 
 def optimizer(
@@ -260,6 +255,14 @@ def ema_update(ema: Any, new: Any, decay: float) -> Any:
         return decay * old + (1 - decay) * now[path_name(path)].astype(old.dtype)
 
     return jax.tree_util.tree_map_with_path(one, ema)
+
+
+def averaged(params: Any, variables: Any, ema: Any) -> dict[str, Any]:
+    """All variables with parameters and running statistics replaced by their averages."""
+    merged = {"params": ema_merge(ema["params"], params), **variables}
+    if "batch_stats" in variables:
+        merged["batch_stats"] = ema_merge(ema["batch_stats"], variables["batch_stats"])
+    return merged
 
 
 def ema_merge(ema: Any, new: Any) -> Any:

@@ -13,19 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mljax.merge import nest
+
 WEIGHTS = ("params", "variables", "ema")  # fields of TrainState that prediction needs; the others are read to train on
-
-
-def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
 
 
 def items(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

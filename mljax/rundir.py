@@ -1,5 +1,6 @@
 """A run directory: everything that is needed to repeat and to explain a run."""
 
+import contextlib
 import io
 import json
 import os
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mljax import config as configs
+from mljax.cache import atomic_write
 from mljax.errors import UserError, nearest
 from mljax.types import Config, Meta
 
@@ -31,20 +33,34 @@ FREE = (
     "data.root",
     "cache.limit_gb",
 )
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow", "mljax")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mljax"),
+    *("pillow", "simplejpeg", "opencv-python-headless"),  # who decodes and resizes
+)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary file, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the place of `path`, so that a reader never sees half of it."""
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        with atomic_write(path) as temporary:
+            yield temporary
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror}); free space or choose another --workdir."
         ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as `written`."""
+    with written(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write an .npz as `written`."""
+    with written(path) as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -70,19 +86,6 @@ def untouched(workdir: Path) -> bool:
     """Whether the run there never came to train: neither a measurement nor a checkpoint nor a report."""
     kept = (workdir / "metrics.jsonl", workdir / "report.json")
     return not any(p.exists() for p in kept) and not any(workdir.glob("checkpoints/*/[0-9]*"))
-
-
-def write_arrays(path: Path, **arrays: Any) -> None:
-    """An .npz through a temporary file, as `write_text`."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-    try:
-        np.savez_compressed(temporary, **arrays)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); free space or choose another --workdir."
-        ) from None
 
 
 def open_run(workdir: Path, config: Config) -> None:

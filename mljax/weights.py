@@ -233,7 +233,19 @@ def _show(name: str) -> int:
     return 0
 
 
-def _convert(file: str, out: str, arch: str | None, prefix: str) -> int:
+def _convert(
+    files: list[str], arch: str | None, prefix: str, config: str | None, workdir: str | None, classes: str | None
+) -> int:
+    """A backbone's file for mljax, or with --config and --workdir a system's checkpoint as a run directory."""
+    if config or workdir:
+        from mljax.published import command
+
+        if not (config and workdir):
+            raise UserError("A system's checkpoint needs both --config and --workdir.")
+        return command(files, config, Path(workdir), classes)
+    if len(files) != 2:
+        raise UserError(f"convert takes FILE and OUT, not {len(files)} files; a system's checkpoint needs --config.")
+    file, out = files
     path, target = Path(file).expanduser(), Path(out).expanduser()
     state = read(path, prefix=prefix)
     if arch is None:
@@ -270,10 +282,14 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("arch", nargs="?", help="of this backbone alone")
     command = commands.add_parser("show", help="all that is known of one")
     command.add_argument("name")
-    command = commands.add_parser("convert", help="a weight file to a .safetensors or .npz for mljax")
-    command.add_argument("file")
-    command.add_argument("out")
+    command = commands.add_parser(
+        "convert", help="a backbone's file to a .safetensors or .npz, or a system's checkpoint to a run directory"
+    )
+    command.add_argument("files", nargs="+", help="FILE OUT for a backbone, or the FILES of a system's checkpoint")
     command.add_argument("--arch", help="the backbone; default: what the file seems to be")
+    command.add_argument("--config", help="of the system, e.g. configs/query2label.py:coco2014")
+    command.add_argument("--workdir", help="the run directory to write for --config")
+    command.add_argument("--classes", help="a text file of label names in the checkpoint's order, one a line")
     command.add_argument("--prefix", default="", help="of the names to take")
     command = commands.add_parser("verify", help="is this file the published one, and does it fit its backbone?")
     command.add_argument("name")

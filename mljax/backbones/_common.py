@@ -274,15 +274,3 @@ def check_image(image: jax.Array, channels: int, name: str) -> None:
             f"The backbone {name} got an image of shape {image.shape} and wants (b, h, w, {channels});"
             " set in_channels, or change the data."
         )
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b/c": x} -> {"a": {"b": {"c": x}}}."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        at = tree
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[leaf] = value
-    return tree

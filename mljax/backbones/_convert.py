@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from mljax.backbones._common import nest
 from mljax.errors import UserError, nearest
+from mljax.merge import nest
 
 _NORM_LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 

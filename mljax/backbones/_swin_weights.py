@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from mljax.backbones import _common, _transformer
+from mljax.backbones import _transformer
 from mljax.errors import UserError
+from mljax.merge import nest
 
 _TABLE = "relative_position_bias_table"
 _LEFT_OUT = re.compile(r"relative_position_index$|attn_mask$|^head\.|^classifier\.|mask_token$")
@@ -68,7 +69,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
             )
         leaf, value = ("bias_table", value) if leaf == _TABLE else _transformer.torch_leaf(leaf, value)
         flat[place + leaf] = value
-    return {"params": _common.nest(flat), "batch_stats": {}}
+    return {"params": nest(flat), "batch_stats": {}}
 
 
 def _fuse(official: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,6 +18,7 @@ from mljax.backbones import _common, _transformer
 from mljax.backbones._common import BatchNorm, Conv
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp
 from mljax.errors import UserError, nearest
+from mljax.merge import nest
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
 STRIDES = ("4", "8", "16")
@@ -262,7 +263,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         else:
             leaf, value = _transformer.torch_leaf(leaf, value)
             params[place + leaf] = value
-    return {"params": _common.nest(params), "batch_stats": _common.nest(stats)}
+    return {"params": nest(params), "batch_stats": nest(stats)}
 
 
 def _place(name: str) -> str | None:

@@ -16,6 +16,7 @@ from jax import lax
 from mljax.backbones import _common, _convert
 from mljax.backbones._common import BatchNorm, Conv
 from mljax.errors import UserError, nearest
+from mljax.merge import nest
 
 # (output channels, stride) of the thirteen depth-wise separable blocks.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -151,7 +152,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     for layer in LAYERS[: max((LAYERS.index(layer) for layer in built), default=0)]:
         if layer not in built:
             raise UserError(f"The Keras MobileNetV1 weights lack the layer {layer!r}, and have later ones.")
-    return {"params": _common.nest(params), "batch_stats": _common.nest(stats)}
+    return {"params": nest(params), "batch_stats": nest(stats)}
 
 
 NAMES = {"mobilenet_v1": MobileNetV1}

@@ -231,6 +231,7 @@ NAMES = {
     "tresnet_m": partial(TResNet, depths=(3, 4, 11, 3), width=64),
     "tresnet_l": partial(TResNet, depths=(4, 5, 18, 3), width=76),
     "tresnet_l_v2": partial(TResNet, depths=(3, 4, 23, 3), width=64, bottlenecks=(True,) * 4),
+    "tresnet_xl_v2": partial(TResNet, depths=(3, 8, 34, 5), width=64, bottlenecks=(True,) * 4),
 }
 
 _IN1K = "ImageNet-1k by the authors; timm's copy has plain gains"
@@ -262,4 +263,15 @@ RECORDS: dict[str, dict[str, Any]] = {
         note=_IN21K + ", then ImageNet-1k",
         sha256=_V2_DIGEST,
     ),
+    "tresnet_xl_v2_ml_decoder": {
+        "arch": "tresnet_xl_v2",
+        "hub": None,
+        "file": "tresnet_xl_v2_ml_decoder.pth",
+        "sha256": None,
+        "licence": "MIT",
+        "paper": "arXiv 2111.12933",
+        "size": 640,
+        **_RAW,
+        "note": "what ML-Decoder's authors start from, trained with its head; on no hub, and the file name is ours",
+    },
 }

@@ -1,0 +1,265 @@
+"""State dicts that the authors released -> variables of a system, and a run directory that evaluates and predicts.
+
+A system's file offers `PUBLISHED`, which knows the authors' names; the backbone beside it translates its own part.
+Strict on both sides: an array that nothing takes is an error, and so is a parameter that nothing fills.
+"""
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mljax import weight_files
+from mljax.errors import UserError, nearest
+from mljax.merge import flatten, merge, nest
+from mljax.weight_convert import convert as convert_backbone
+
+State = Mapping[str, np.ndarray]
+
+
+class Names:
+    """The authors' arrays by name, taken one at a time in linen's layout; `finish` complains of what is left over."""
+
+    def __init__(self, state: State):
+        self._state = dict(state)
+        self._left = set(state)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._state
+
+    def array(self, name: str) -> np.ndarray:
+        """As it is in the file, in float32."""
+        if name not in self._state:
+            raise UserError(f"The weights have no {name!r}{nearest(name, self._state)}; is it another variant?")
+        self._left.discard(name)
+        value = np.asarray(self._state[name])
+        return value if value.dtype.kind in "iub" else value.astype(np.float32)
+
+    def linear(self, name: str) -> dict[str, np.ndarray]:
+        """torch.nn.Linear (out in) -> Dense: kernel (in out), and bias where there is one."""
+        return self._with_bias(name, self.array(f"{name}.weight").T)
+
+    def pointwise(self, name: str) -> dict[str, np.ndarray]:
+        """A 1x1 convolution of any rank (out in 1 ..) -> Dense: kernel (in out), and bias where there is one."""
+        weight = self.array(f"{name}.weight")
+        if weight.size != weight.shape[0] * weight.shape[1]:
+            raise UserError(f"{name!r} has the shape {weight.shape} and should be a 1x1 convolution.")
+        return self._with_bias(name, weight.reshape(weight.shape[:2]).T)
+
+    def conv(self, name: str) -> dict[str, np.ndarray]:
+        """A convolution (out in h w) -> Conv: kernel (h w in out), and bias where there is one."""
+        weight = self.array(f"{name}.weight")
+        return self._with_bias(name, np.moveaxis(weight, (0, 1), (-1, -2)))
+
+    def norm(self, name: str) -> dict[str, np.ndarray]:
+        """LayerNorm -> scale and bias."""
+        return {"scale": self.array(f"{name}.weight"), "bias": self.array(f"{name}.bias")}
+
+    def batch_norm(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """BatchNorm -> params (scale, bias) and statistics (mean, var)."""
+        self._left.discard(f"{name}.num_batches_tracked")
+        stats = {"mean": self.array(f"{name}.running_mean"), "var": self.array(f"{name}.running_var")}
+        return self.norm(name), stats
+
+    def attention(self, name: str) -> dict[str, dict[str, np.ndarray]]:
+        """torch.nn.MultiheadAttention, whose in-projection stacks q, k, v -> query, key, value, out."""
+        weights = np.split(self.array(f"{name}.in_proj_weight"), 3)
+        biases = np.split(self.array(f"{name}.in_proj_bias"), 3)
+        parts = {
+            part: {"kernel": weight.T, "bias": bias}
+            for part, weight, bias in zip(("query", "key", "value"), weights, biases)
+        }
+        return {**parts, "out": self.linear(f"{name}.out_proj")}
+
+    def count(self, start: str) -> int:
+        """How many different parts follow a start: the layers of "decoder.layers."."""
+        return len({name[len(start) :].split(".")[0] for name in self._state if name.startswith(start)})
+
+    def ignore(self, pattern: str) -> None:
+        """Leave out what is stored and never used."""
+        self._left = {name for name in self._left if not re.fullmatch(pattern, name)}
+
+    def finish(self) -> None:
+        if self._left:
+            shown = ", ".join(repr(name) for name in sorted(self._left)[:5])
+            more = f" and {len(self._left) - 5} more" if len(self._left) > 5 else ""
+            raise UserError(f"This system has no place for {shown}{more} of the weights; is it another variant?")
+
+    def _with_bias(self, name: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
+        found = {"kernel": np.ascontiguousarray(kernel)}
+        return found | ({"bias": self.array(f"{name}.bias")} if f"{name}.bias" in self else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What a system knows of the files that its authors released.
+
+    Attributes:
+      convert: (names, system) -> {"params": .., "batch_stats": .., "constants": ..} of all but the backbone.
+      trunk: prefix of the backbone's names.
+      own: regular expression of names that are the head's though they begin with `trunk`.
+      ignored: regular expression of names that are stored and unused.
+      rename: applied to the whole state dict first: wrappers, older namings, weights stored twice.
+      files: for checkpoints of several files, a regular expression searched in their names; its group becomes the
+        prefix "group." of the arrays of that file.
+    """
+
+    convert: Callable[[Names, nn.Module], dict[str, Any]]
+    trunk: str = ""
+    own: str = ""
+    ignored: str = ""
+    rename: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    files: str = ""
+
+
+def of(system: nn.Module) -> Published:
+    """The PUBLISHED of a system's file."""
+    module = importlib.import_module(type(system).__module__)
+    found = getattr(module, "PUBLISHED", None)
+    if found is None:
+        raise UserError(f"No released checkpoints of {type(system).__name__} are known.")
+    return found
+
+
+def split(state: State, published: Published) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(trunk, head) of a state dict: the trunk's names without their prefix; DataParallel's wrapper is taken off."""
+    state = dict(state)
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    if published.rename is not None:
+        state = published.rename(state)
+    trunk, head = {}, {}
+    for name, value in state.items():
+        if published.ignored and re.fullmatch(published.ignored, name):
+            continue
+        is_own = published.own and re.fullmatch(published.own, name)
+        if name.startswith(published.trunk) and not is_own:
+            trunk[name.removeprefix(published.trunk)] = value
+        else:
+            head[name] = value
+    return trunk, head
+
+
+def convert_head(state: State, system: nn.Module) -> dict[str, Any]:
+    """The collections of all but the backbone.
+
+    Args:
+      state: the head's arrays by the authors' names (those of the trunk are left out).
+    Raises:
+      UserError: a name that is missing or left over.
+    """
+    published = of(system)
+    names = Names(split(state, published)[1])
+    names.ignore(r"(.*\.)?num_batches_tracked")
+    found = published.convert(names, system)
+    names.finish()
+    return found
+
+
+def convert(state: State, system: nn.Module, arch: str, variables: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """All variables of a system from a released state dict.
+
+    Args:
+      arch: name of the backbone.
+      variables: shapes (or values) of the system's variables. Constants that the file lacks keep these values.
+      path: of the file, for errors.
+    Raises:
+      UserError: names or shapes that do not fit, on either side.
+    """
+    trunk = split(state, of(system))[0]
+    if not trunk:
+        raise UserError(f"{path} holds no weights of a backbone under {of(system).trunk!r}; give the whole checkpoint.")
+    backbone = nest(convert_backbone(trunk, arch, path))
+    found = convert_head(state, system)
+    merged = {}
+    for collection, own in variables.items():
+        given = dict(found.get(collection, {}))
+        if "backbone" in own:
+            given["backbone"] = backbone.get(collection, {})
+        if collection in ("params", "batch_stats"):
+            merged[collection] = merge(own, given)
+        else:
+            kept = {name: value for name, value in flatten(own).items() if name not in flatten(given)}
+            merged[collection] = merge(own, nest(kept | flatten(given)))
+    return merged
+
+
+def read_files(paths: Sequence[Path], published: Published) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint that lies in one file or in several."""
+    if not published.files:
+        if len(paths) != 1:
+            raise UserError(f"This system's checkpoints are one file, and {len(paths)} were given.")
+        return weight_files.read(paths[0])
+    state: dict[str, np.ndarray] = {}
+    for path in paths:
+        found = re.search(published.files, path.name)
+        if found is None:
+            raise UserError(f"{path} is not named as the files of this system's checkpoints are ({published.files}).")
+        for name, value in weight_files.read(path).items():
+            state[f"{found[1]}.{name.removeprefix('module.')}"] = value
+    return state
+
+
+def to_run(paths: Sequence[str], config: Any, workdir: Path, classes: Sequence[str] | None = None) -> Path:
+    """Write the run directory of a released checkpoint.
+
+    Args:
+      paths: its file or files.
+      config: the system's, with the data set whose labels it predicts.
+      workdir: must not hold a run yet.
+      classes: the label names in the checkpoint's order; None: those of the config's data set, which must be here.
+    Returns:
+      The run directory; `mljax.evaluate` and `mljax.predict` read it.
+    """
+    from mljax import experiment, rundir, train
+    from mljax.checkpoint import Checkpoints
+
+    files = [Path(p).expanduser() for p in paths]
+    if (workdir / "config.json").exists():
+        raise UserError(f"{workdir} holds a run already; name another --workdir.")
+    meta, values = _meta(config, classes), experiment.preprocessing(config)  # mean and std of the usual weights
+    config.weights.name, config.ema, config.stages, config.eval.select = None, 0.0, (), "last"
+    run = experiment.assemble(config, meta, values)
+    state = read_files(files, of(run.system))
+    variables = jax.device_get(experiment.init_variables(run, 0))
+    variables = convert(state, run.system, config.backbone.name, variables, files[0])
+    rundir.open_run(workdir, config)
+    rundir.save_meta(workdir, meta, values)
+    tx = train.make_optimizer(config, variables["params"], 1, (".*",))
+    with Checkpoints(workdir / "checkpoints" / "0", keep_best_of="mAP") as checkpoints:
+        state = train.create_state(jax.tree.map(jnp.asarray, variables), tx, ema=0.0, seed=config.seed)
+        checkpoints.save(0, state, meta={"stage": 0, "step": 0, "kind": "raw", "source": [f.name for f in files]})
+    return workdir
+
+
+def _meta(config: Any, classes: Sequence[str] | None) -> Any:
+    from mljax import experiment
+    from mljax.types import Meta
+
+    if classes is None:
+        return experiment.make_meta(config, experiment.source(config, config.splits.train, training=True))
+    nothing = np.zeros((0, len(classes)), np.uint8)
+    vectors = experiment.label_vectors(config, tuple(classes))
+    return Meta(name="released", classes=tuple(classes), labels=nothing, observed=nothing, vectors=vectors)
+
+
+def command(files: Sequence[str], config: str, workdir: Path, classes: str | None) -> int:
+    """`python -m mljax.weights convert FILES --config=.. --workdir=.. [--classes=FILE]`."""
+    from mljax.flags import read_config
+
+    names = None
+    if classes is not None:
+        path = Path(classes).expanduser()
+        if not path.is_file():
+            raise UserError(f"There is no file {path} of class names; give a text file with one name a line.")
+        names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    to_run(files, read_config(config).unlock(), workdir, names)
+    print(f"run directory: {workdir}")
+    return 0

@@ -1,0 +1,238 @@
+"""ML-Decoder: groups of labels as fixed queries of one cross-attention layer (Ridnik et al., WACV 2023).
+
+Feature map -> linear and ReLU -> a decoder layer without self-attention, whose queries stand for groups of labels (or
+are word vectors, in the zero-shot mode) -> several labels per query -> asymmetric loss.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mljax.criterion import Criterion
+from mljax.errors import UserError
+from mljax.layers import AttentionLayer, attention_maps, constant, encode, final, layer_norm, tokens, torch_linear_init
+from mljax.published import Names, Published
+from mljax.types import Batch, Constant, Meta, Outputs
+
+GROUPS = 100  # of the authors, where there are more labels than that
+
+
+class MLDecoder(nn.Module):
+    """The network; settings are explained at `ml_decoder`, which builds it."""
+
+    backbone: nn.Module
+    criterion: Criterion
+    labels: int
+    vectors: Constant | None
+    groups: int
+    width: int
+    heads: int
+    ffn: int
+    dropout: float
+    dtype: Any = jnp.float32
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        """Logits (b l); label_features (b l d) and attention (b k l h w) are those of a label's query.
+
+        extra: "query_features" (b q d), after the decoder, and "query_attention" (b k q h w), for q groups.
+        """
+        feature_map = final(encode(self.backbone, batch, train=train)).astype(self.dtype)
+        b, height, width, channels = feature_map.shape
+        dense = nn.Dense(
+            self.width, dtype=self.dtype, kernel_init=torch_linear_init(channels),
+            bias_init=torch_linear_init(channels), name="embedding",
+        )  # fmt: skip
+        memory = nn.relu(dense(tokens(feature_map)))
+        x = jnp.broadcast_to(self._queries()[None], (b, self.groups, self.width))
+        x = x + nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = layer_norm("norm", self.dtype)(x)
+        layer = AttentionLayer(self.heads, self.width, self.ffn, self.dropout, dtype=self.dtype, name="decoder")
+        x, weights = layer(x, memory, train=train)
+        maps = attention_maps(weights, height, width)
+        group = np.arange(self.labels) // per_query(self.labels, self.groups)
+        alone = self.groups == self.labels
+        return Outputs(
+            logits=self._classify(x),
+            label_features=x if alone else x[:, group],
+            attention=maps if alone else maps[:, :, group],
+            extra={"query_features": x, "query_attention": maps},
+        )
+
+    def _queries(self) -> jax.Array:
+        """(q d): random and fixed, or made of the label vectors."""
+        if self.vectors is not None:
+            vectors = constant(self, "vectors", self.vectors)
+            init = torch_linear_init(vectors.shape[1])
+            dense = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, bias_init=init, name="words")
+            return nn.relu(dense(vectors))
+
+        def draw() -> jax.Array:
+            return jax.random.normal(self.make_rng("params"), (self.groups, self.width), jnp.float32)
+
+        return self.variable("constants", "queries", draw).value.astype(self.dtype)
+
+    def _classify(self, x: jax.Array) -> jax.Array:
+        """(b q d) -> (b l) float32: label = query * labels per query + slot, the last slots unused."""
+        x = x.astype(jnp.float32)
+        if self.vectors is not None:
+            kernel = self.param("kernel", nn.initializers.normal((2 / (self.width + 1)) ** 0.5), (self.width,))
+            return x @ kernel + self.param("bias", nn.initializers.zeros_init(), (1,))[None]
+        slots = per_query(self.labels, self.groups)
+        # torch's Xavier-normal of a tensor (q d slots): fans d * slots and q * slots
+        spread = (2 / (slots * (self.width + self.groups))) ** 0.5
+        kernel = self.param("kernel", nn.initializers.normal(spread), (self.groups, self.width, slots))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.labels,))
+        logits = jnp.einsum("bqd,qds->bqs", x, kernel)
+        return logits.reshape(len(x), -1)[:, : self.labels] + bias[None]
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del step
+        return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
+
+
+def per_query(labels: int, groups: int) -> int:
+    """How many labels share a query: l / q, rounded up."""
+    return -(-labels // groups)
+
+
+def ml_decoder(
+    *,
+    backbone: nn.Module,
+    criterion: Criterion,
+    meta: Meta,
+    groups: int | None = None,
+    zero_shot: bool = False,
+    width: int = 768,
+    heads: int = 8,
+    ffn: int = 2048,
+    dropout: float = 0.1,
+    dtype: Any = jnp.float32,
+    axis: str | None = None,
+) -> MLDecoder:
+    """ML-Decoder for a data set; the defaults are the authors'.
+
+    Args:
+      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
+      groups: q, how many queries stand for the l labels: label i belongs to query i // ceil(l / q). None: one query
+        per label ("full decoding") up to 100 labels, 100 queries for more.
+      zero_shot: queries are made of the label vectors and one classifier serves all labels, so that labels that were
+        never trained can be scored: see `with_labels`.
+      width: d of queries and tokens; the heads must divide it.
+      ffn: hidden features of the feed-forward part.
+      dropout: as in the decoder layer of Vaswani et al.
+    Raises:
+      UserError: more groups than labels, heads that do not divide the width, a zero-shot mode without label vectors or
+        with groups, a number out of range.
+    Reference: Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", WACV 2023, sections 2.2 to 2.4.
+    Differs from the authors' code: projections of attention start Xavier-uniform one by one (theirs stacked), the
+      feed-forward part Xavier-uniform with zero biases; no limit of 100 on a number of groups that is given; labels per
+      query are rounded up exactly (theirs fail for a fraction below 0.001).
+    """
+    labels = meta.num_labels
+    for key, value in (("width", width), ("heads", heads), ("ffn", ffn), ("groups", groups)):
+        if value is not None and value < 1:
+            raise UserError(f"config.system.{key} is {value}; give at least 1.")
+    if width % heads:
+        raise UserError(
+            f"config.system.heads={heads} do not divide config.system.width={width}; choose a divisor of it."
+        )
+    if groups is not None and groups > labels:
+        raise UserError(
+            f"config.system.groups is {groups} and {meta.name!r} has {labels} labels; give at most as many, or None."
+        )
+    if zero_shot and groups is not None:
+        raise UserError(
+            "config.system.zero_shot has one query per label; set config.system.groups=None, or zero_shot=False."
+        )
+    if zero_shot and meta.vectors is None:
+        raise UserError(
+            f"config.system.zero_shot=True makes queries of label vectors and there are none for {meta.name!r}; set"
+            " config.vectors to a file of names and vectors, or config.system.zero_shot=False."
+        )
+    count = labels if zero_shot else groups or min(GROUPS, labels)
+    vectors = Constant(meta.vectors) if zero_shot else None
+    return MLDecoder(backbone, criterion, labels, vectors, count, width, heads, ffn, dropout, dtype, axis)
+
+
+def with_labels(
+    system: MLDecoder, variables: Mapping[str, Any], vectors: np.ndarray
+) -> tuple[MLDecoder, dict[str, Any]]:
+    """A zero-shot ML-Decoder for other labels than it was trained on.
+
+    Args:
+      system: of the zero-shot mode.
+      variables: its trained variables.
+      vectors: (l e) of the new labels, from the same source as those that it was trained with.
+    Returns:
+      (system, variables) whose logits are (b l) for the new labels.
+    Raises:
+      UserError: it is not of the zero-shot mode, or vectors of another width.
+    """
+    if system.vectors is None:
+        raise UserError("This ML-Decoder has fixed queries for its labels; train it with config.system.zero_shot=True.")
+    vectors, width = np.asarray(vectors, np.float32), system.vectors.value.shape[1]
+    if vectors.ndim != 2 or vectors.shape[1] != width:
+        raise UserError(f"The new label vectors have the shape {vectors.shape} and should have (labels, {width}).")
+    own = {name: value for name, value in variables.get("constants", {}).items() if name != "vectors"}
+    count = len(vectors)
+    system = system.clone(labels=count, groups=count, vectors=Constant(vectors))
+    return system, {**variables, "constants": {**own, "vectors": jnp.asarray(vectors)}}
+
+
+# --- released checkpoints ---------------------------------------------------------------------------------------------
+
+
+def _check(names: Names, system: MLDecoder) -> None:
+    """UserError if the file was made with other settings than the system."""
+    zero_shot = "wordvec_proj.weight" in names
+    if zero_shot != (system.vectors is not None):
+        raise UserError(
+            f"The weights are {'' if zero_shot else 'not '}of the zero-shot mode; set"
+            f" config.system.zero_shot={zero_shot}."
+        )
+    pooling = names.array("decoder.duplicate_pooling")
+    found = {"width": pooling.shape[-2], "ffn": names.array("decoder.layers.0.linear1.weight").shape[0]}
+    if not zero_shot:
+        found["groups"] = len(pooling)
+    for key, value in found.items():
+        if getattr(system, key) != value:
+            raise UserError(
+                f"The weights were made with config.system.{key}={value} and the config has {getattr(system, key)};"
+                " change it."
+            )
+
+
+def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
+    """The label vectors of the zero-shot mode are not in the file and stay the data set's."""
+    assert isinstance(system, MLDecoder)
+    _check(names, system)
+    start, pooling = "decoder.layers.0", names.array("decoder.duplicate_pooling")
+    params: dict[str, Any] = {
+        "embedding": names.linear("decoder.embed_standart"),
+        "norm": names.norm(f"{start}.norm1"),
+        "decoder": {
+            "attention": names.attention(f"{start}.multihead_attn"),
+            "norm1": names.norm(f"{start}.norm2"),
+            "ffn": {"in": names.linear(f"{start}.linear1"), "out": names.linear(f"{start}.linear2")},
+            "norm2": names.norm(f"{start}.norm3"),
+        },
+        "bias": names.array("decoder.duplicate_pooling_bias"),
+    }
+    if system.vectors is not None:
+        own = {"kernel": pooling[:, 0], "words": names.linear("wordvec_proj")}
+        return {"params": params | own, "constants": {"vectors": system.vectors.value}}
+    return {"params": params | {"kernel": pooling}, "constants": {"queries": names.array("decoder.query_embed.weight")}}
+
+
+def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix("head."): value for name, value in state.items()}
+
+
+PUBLISHED = Published(_convert, own=r"(decoder|wordvec_proj)\..*", rename=_rename)
+NAMES = {"ml_decoder": ml_decoder}

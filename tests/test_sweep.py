@@ -37,7 +37,31 @@ def test_wrong_words_are_said_before_anything_runs(tmp_path):
         sweep.main([*options, "--over", "sytem.sga_heads=1"])
     with pytest.raises(UserError, match="left over"):
         sweep.main([*options, "--epochs=3"])
+    with pytest.raises(UserError, match="no whole numbers between commas"):
+        sweep.main([*options, "--seeds=0;1"])
+    with pytest.raises(UserError, match="--jobs is 0"):
+        sweep.main([*options, "--jobs=0"])
     assert not list(tmp_path.iterdir())
+
+
+def test_several_configs_and_columns():
+    jobs = sweep.jobs_of(["configs/sst.py:voc2007", "configs/ssgrl.py@3,4"], ["known=0.1", "known=0.5"], [()], "0")
+    assert [(j.config, j.seed) for j in jobs] == [
+        ("configs/sst.py:voc2007,known=0.1", 0),
+        ("configs/sst.py:voc2007,known=0.5", 0),
+        ("configs/ssgrl.py:known=0.1", 3),
+        ("configs/ssgrl.py:known=0.5", 3),
+        ("configs/ssgrl.py:known=0.1", 4),
+        ("configs/ssgrl.py:known=0.5", 4),
+    ]
+    assert len({j.folder for j in jobs}) == 6
+    report = lambda m: {"metrics": {"mAP": m}}  # noqa: E731
+    found = {("sst", "known=0.1"): [report(80.0)], ("sst", "known=0.5"): [report(82.0), report(84.0)]}
+    assert sweep.wide_table(found, ["known=0.1", "known=0.5"]).splitlines() == [
+        "| mAP | known=0.1 | known=0.5 | average |",
+        "|---|---|---|---|",
+        "| sst | 80.00 | 83.00 ± 1.41 | 81.50 |",
+    ]
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from typing import Any
 
 from mljax.errors import UserError, nearest
 
+APART = ("data.observe",)  # a table of its own kind inside the package of another
+
 
 @cache
 def names(kind: str) -> dict[str, Callable[..., Any]]:
@@ -20,7 +22,7 @@ def names(kind: str) -> dict[str, Callable[..., Any]]:
     module = importlib.import_module(f"mljax.{kind}")
     table: dict[str, Callable[..., Any]] = dict(getattr(module, "NAMES", {}))
     for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
-        if not info.name.startswith("_"):
+        if not info.name.startswith("_") and f"{kind}.{info.name}" not in APART:
             table |= getattr(importlib.import_module(f"mljax.{kind}.{info.name}"), "NAMES", {})
     return table
 

@@ -14,16 +14,16 @@ from typing import Any
 from mljax.build import find, keywords, names
 from mljax.config import base
 from mljax.criterion import criterion
-from mljax.data import features, transforms
+from mljax.data import features, observe, transforms
 from mljax.errors import UserError, nearest
 from mljax.experiment import settings
 from mljax.layers import ACTIVATIONS
 from mljax.metrics import DEFINITIONS
-from mljax.optim import optimizer
+from mljax.optim import METRICS, optimizer
 from mljax.types import Config
 
 KINDS = {"data": "data", "backbone": "backbones", "system": "systems"}  # `loss` is checked by criterion
-OPEN = (*KINDS, "loss", "optim", "input.train", "input.eval")  # their keys are the keywords of what they build
+OPEN = (*KINDS, "observe", "loss", "optim", "input.train", "input.eval")  # their keys: keywords of what they build
 
 # key: the least and the largest value
 RANGES: dict[str, tuple[float, float]] = {
@@ -56,7 +56,7 @@ SIZES: dict[str, tuple[int, float]] = {  # of settings that systems and backbone
 }
 GIVEN = {  # keywords of constructors that come from elsewhere
     *("split", "training", "backbone", "criterion", "meta", "dtype", "axis"),
-    *("params", "total_steps", "steps_per_epoch"),
+    *("params", "total_steps", "steps_per_epoch", "source"),
 }
 WORDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", tuple: "a tuple"}
 
@@ -85,7 +85,12 @@ def check(config: Config) -> None:
         if not isinstance(name, str):
             raise UserError(f"config.{key}.name is {name!r}; it must be a name{nearest('', names(kind))}.")
         _settings(found[key], find(kind, name), f"config.{key} ({name!r})", ("name",))
-    _settings(found["optim"], optimizer, "config.optim", ("epochs", "batch_size"))
+    _inner(found["system"], "config.system")
+    name = observe.check(found["observe"])
+    _settings(found["observe"], observe.NAMES[name], f"config.observe ({name!r})", ("name",))
+    _settings(found["optim"], optimizer, "config.optim", ("epochs", "batch_size", "metric"))
+    if (watched := found["optim"].get("metric", "mAP")) not in METRICS:
+        raise UserError(f"config.optim.metric is {watched!r}{nearest(watched, METRICS)}.")
     if not isinstance(found["weights"]["name"], str | None):
         raise UserError(f"config.weights.name is {found['weights']['name']!r}; it must be a record's name or a file.")
     criterion(found["loss"])
@@ -93,6 +98,17 @@ def check(config: Config) -> None:
     settings(transforms.evaluate, found["input"]["eval"], "config.input.eval", size=found["input"]["size"])
     for text in (*found["cache"]["train_views"], *found["cache"]["eval_views"]):
         features.view(str(text))
+
+
+def _inner(section: Mapping[str, Any], where: str) -> None:
+    """The system in the `net` of one that works around another."""
+    if "net" not in section:
+        return
+    net, where = section["net"], f"{where}.net"
+    if not isinstance(net, Mapping) or not isinstance(net.get("name"), str):
+        raise UserError(f"{where} is {net!r}; it is the section of a system, {{'name': .., and its settings}}.")
+    _settings(net, find("systems", net["name"]), f"{where} ({net['name']!r})", ("name",))
+    _inner(net, where)
 
 
 def _settings(section: Any, constructor: Callable[..., Any], where: str, own: tuple[str, ...]) -> None:

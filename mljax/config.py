@@ -26,6 +26,7 @@ def base() -> Config:
 
     config.data = {"name": "scenes"}  # a reader and its settings
     config.splits = {"train": "train", "eval": "test"}  # names, or slices such as "trainval[:-500]"
+    config.observe = {"name": "all"}  # which labels of the training split are seen (mljax.data.observe)
     config.vectors = "auto"  # label vectors: "auto" (the data set's own or none), "glove", a file, or "none"
     config.input = ConfigDict(
         {
@@ -99,17 +100,27 @@ def smoke(config: Config) -> None:
     config.input.eval = {"crop": "squish"}
     if config.cache.train_views:
         config.cache.train_views, config.cache.eval_views = ("64", "64:flip"), ("64",)
-    frozen = {k: v for k, v in config.backbone.items() if k == "frozen" and v == "all"}
-    config.backbone = {"name": "small", "widths": (8, 16, 16, 16), **frozen}
+    kept: dict[str, Any] = {k: v for k, v in config.backbone.items() if k == "frozen" and v == "all"}
+    if len(config.backbone.get("endpoints", ())) > 1:  # of a system that reads several stages
+        kept["endpoints"] = ("8", "16")
+    config.backbone = {"name": "small", "widths": (8, 16, 16, 16), **kept}
     config.weights = {"name": None, "prefix": "", "skip": ()}
     config.optim.batch_size = config.eval.batch_size = 16
     config.optim.epochs = 2
     config.eval.every = 1
     config.log_every = 1
-    if "width" in config.system:
-        config.system.width = 32
-    if "ffn" in config.system:
-        config.system.ffn = 64
+    config.stages = tuple(_short(stage) for stage in config.stages)
+    for system in (config.system, config.system.get("net", {})):
+        for key, value in (("width", 32), ("ffn", 64)):
+            if key in system:
+                system[key] = value
+
+
+def _short(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage that says its own length and batch, as short as the rest of a smoke run."""
+    short = {"epochs": 2, "batch_size": 16}
+    optim = {k: short.get(k, v) for k, v in stage.get("optim", {}).items()}
+    return {**stage, "optim": optim} if optim else dict(stage)
 
 
 # --- data sets of the papers, shared by the configs -----------------------------------------------------------------
@@ -136,6 +147,58 @@ def coco2014(config: Config) -> None:
     config.data = {"name": "coco", "root": None, "year": "2014"}
     config.splits = {"train": "train", "eval": "val"}
     config.vectors = "glove"
+
+
+EXPECTED = {"voc2012": 1.5, "coco2014": 2.9}  # positives of an image, as the single-positive papers have it
+
+
+def single_positive(config: Config, name: str) -> None:
+    """VOC2012 or COCO 2014 as the single-positive code takes them: ResNet-50 at 448, its split, labels and Adam."""
+    if name == "voc2012":
+        voc(config, "2012")
+        config.data.difficult = "V3"
+    else:
+        coco2014(config)
+        config.data.order = "id"
+    config.splits = {"train": "train[spml:train]", "eval": "train[spml:val]"}  # report val: mljax.evaluate --split=val
+    config.observe = {"name": "single_positive", "mode": "spml", "seed": 1200}
+    config.vectors = "none"
+    config.backbone = {"name": "resnet50"}
+    config.weights.name = "resnet50"
+    config.input.size = 448
+    config.optim.update(name="adam", lr=1e-5, epochs=10, batch_size=8, schedule="constant", weight_decay=0.0)
+    config.eval.update(every=1, select="best", definition="sklearn")
+
+
+def linear(config: Config) -> None:
+    """Only what stands on the frozen backbone is trained, on cached features of the whole image: its linear mode."""
+    config.backbone.frozen = "all"
+    config.cache.train_views = config.cache.eval_views = (str(config.input.size),)
+    config.optim.update(lr=1e-3, epochs=25, batch_size=16)
+
+
+def linear_init(config: Config) -> None:
+    """Linear first, then all of the network from the best of it; the stages of the single-positive code."""
+    views = (str(config.input.size),)
+    cache, none = {"train_views": views, "eval_views": views}, {"train_views": (), "eval_views": ()}
+    first = {"backbone": {"frozen": "all"}, "cache": cache, "optim": {"lr": 1e-3, "epochs": 25, "batch_size": 16}}
+    config.stages = (first, {"backbone": {"frozen": ""}, "cache": none, "optim": dict(config.optim), "start": "best"})
+
+
+def partial(config: Config, name: str) -> None:
+    """VOC2007 or COCO 2014 with the masks of HCP-MLR-PL (SST, SARB): all images, its class order, 10 % known."""
+    if name == "voc2007":
+        voc(config, "2007")
+        config.data.difficult = "V2"
+    else:
+        coco2014(config)
+        config.data.update(order="id", annotated_only=False)
+    config.observe = {"name": "known", "proportion": 0.1, "mode": "hcp"}
+
+
+def known(config: Config, share: str) -> None:
+    """The word known=0.3: which share of the labels is known."""
+    config.observe.update(name="known", proportion=float(share))
 
 
 def voc_resplit(config: Config, views: tuple[str, ...] = ("224",)) -> None:

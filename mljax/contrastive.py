@@ -4,6 +4,8 @@ Under pmap the examples of all devices are gathered first, so that every device 
 global batch.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,8 +132,8 @@ def supervised_contrastive(
       ValueError: `how` is neither.
     Reference: Dao et al., "Contrastively Enforcing Distinctiveness for Multi-Label Image Classification",
       2023; Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2.
-    Differs from the authors' code: masks in place of a gather; the sum over positives is taken by class, so
-      that the similarities are the only n x n matrix.
+    Differs from the authors' code: masks in place of a gather; the sum over positives is taken by class, and
+      that over all others in blocks, so that no n x n matrix is built.
     """
     if how not in ("mean", "sum"):
         raise ValueError(f"supervised_contrastive sums or averages over anchors, not {how!r}")
@@ -145,21 +147,153 @@ def supervised_contrastive(
     count = y @ y.sum(axis=0) - own
     same = jnp.sum(jnp.matmul(y, sums, precision="highest") * z, axis=-1)
     same = (same - own * jnp.sum(z * z, axis=-1)) / temperature
-    # recomputed for the gradient, so that no other n x n array is kept beside the similarities
-    log_total = jax.checkpoint(_log_total, static_argnums=2)(z, takes, temperature)
-    per_anchor = jnp.where(count > 0, log_total - same / jnp.maximum(count, 1), 0)
+    per_anchor = jnp.where(count > 0, log_total(z, takes, temperature) - same / jnp.maximum(count, 1), 0)
     anchors = own > 0
     total = jnp.sum(jnp.where(anchors, per_anchor, 0)) * (temperature / (base_temperature or temperature))
     return total if how == "sum" else total / jnp.maximum(jnp.sum(anchors.astype(z.dtype)), 1)
 
 
-def _log_total(z: Array, takes: Array, temperature: float) -> Array:
-    """log of the sum over other active rows of exp(z_i . z_j / temperature): (n), 0 where there is none."""
-    similarity = jnp.einsum("nd,md->nm", z, z, precision="highest") / temperature
-    counts = (takes > 0)[None, :] & ~jnp.eye(z.shape[0], dtype=bool)
-    highest = jax.lax.stop_gradient(jnp.max(jnp.where(counts, similarity, -jnp.inf), axis=-1, keepdims=True))
-    highest = jnp.where(jnp.isfinite(highest), highest, 0)
-    # the exponent is capped at 0 before the mask: an inactive row must not overflow into a NaN gradient
-    inside = jnp.where(counts, similarity - highest, 0)
-    total = jnp.sum(jnp.where(counts, jnp.exp(inside), 0), axis=-1)
-    return jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + highest[:, 0], 0)
+def label_contrastive(
+    embeddings: Array,
+    active: Array,
+    others: Array | None = None,
+    *,
+    temperature: float = 0.2,
+    how: str = "mean",
+) -> Array:
+    """MulCon's loss where every label of every image has an embedding: `supervised_contrastive`, label axis kept.
+
+    An anchor is an active entry; its positives are the other active entries of its label, and it is contrasted
+    with all other active entries and with `others`.
+
+    Args:
+      embeddings: (b l d), unit length, of the whole batch: under pmap gather it first.
+      active: (b l) in {0, 1}, the labels that the images have.
+      others: (b l) in {0, 1}, entries that are contrasted with and are no anchors (`hard_negatives`), or None.
+      temperature: of the softmax.
+      how: "mean" over anchors, those without a positive included (the code), or "sum" (the paper).
+    Returns:
+      (), 0 without anchors.
+    Raises:
+      ValueError: `how` is neither.
+    Reference: Dao et al., "Contrastively Enforcing Distinctiveness for Multi-Label Image Classification", 2023.
+    Differs from the authors' code: shapes are static, and no (active active) matrix is ever whole; see `log_total`.
+    """
+    if how not in ("mean", "sum"):
+        raise ValueError(f"label_contrastive sums or averages over anchors, not {how!r}")
+    z, anchors = floats(embeddings, active > 0)
+    takes = anchors if others is None else jnp.maximum(anchors, (others > 0).astype(z.dtype))
+    sums = jnp.einsum("bl,bld->ld", anchors, z, precision="highest")
+    positives = anchors.sum(axis=0)[None] - 1
+    same = jnp.einsum("bld,ld->bl", z, sums, precision="highest") - jnp.sum(z * z, axis=-1)
+    total: Array = log_total(z.reshape(-1, z.shape[-1]), takes.reshape(-1), temperature)
+    per_anchor = jnp.where(
+        positives > 0, total.reshape(takes.shape) - same / (temperature * jnp.maximum(positives, 1)), 0
+    )
+    loss = jnp.sum(jnp.where(anchors > 0, per_anchor, 0))
+    return loss if how == "sum" else loss / jnp.maximum(jnp.sum(anchors), 1)
+
+
+def hard_negatives(logits: Array, active: Array, allowed: Array, size: int) -> Array:
+    """The inactive entries of the highest logits that fill a denominator up to `size` entries, the active counted.
+
+    Args:
+      logits, active, allowed: (b l) of the whole batch; an entry is chosen where it is allowed and not active.
+    Returns:
+      (b l) in {0, 1}; ties are taken in order.
+    """
+    free = (allowed > 0) & ~(active > 0)
+    rank = _rank(-jax.lax.stop_gradient(logits), free)
+    return (free & (rank < size - jnp.sum(active > 0))).astype(jnp.float32)
+
+
+BLOCK = 256  # rows of a block of similarities; 256 x 256 float32 are 256 KiB
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def log_total(z: Array, takes: Array, temperature: float) -> Array:
+    """log of the sum over the other taken rows of exp(z_i . z_j / temperature), without the matrix of similarities.
+
+    Taken rows are put first, and only blocks of (BLOCK BLOCK) that hold some are computed, one at a time, with a
+    running maximum; once more for the gradient. Time goes with the square of the number of taken rows, memory does not.
+
+    Args:
+      z: (n d).
+      takes: (n) in {0, 1}, floating.
+    Returns:
+      (n), 0 where a row is not taken or has no other.
+    """
+    return _log_total(z, takes, temperature)[0]
+
+
+def _log_total(z: Array, takes: Array, temperature: float) -> tuple[Array, tuple[Array, Array, Array]]:
+    order, count, size, blocks = _blocks(takes)
+    least = jnp.finfo(z.dtype).min
+
+    def row(i: Array, totals: Array) -> Array:
+        def column(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            highest, total = carry
+            similarity, pair = _similarity(z, order, count, (i, j), size, temperature)
+            new = jnp.maximum(highest, jnp.max(jnp.where(pair, similarity, least), axis=1))
+            terms = jnp.where(pair, jnp.exp(jnp.where(pair, similarity - new[:, None], 0)), 0)
+            return new, total * jnp.exp(highest - new) + jnp.sum(terms, axis=1)
+
+        start = jnp.full((size,), least, z.dtype), jnp.zeros((size,), z.dtype)
+        highest, total = jax.lax.fori_loop(0, blocks, column, start)
+        found = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + highest, 0)
+        return jax.lax.dynamic_update_slice(totals, found, (i * size,))
+
+    totals = jax.lax.fori_loop(0, blocks, row, jnp.zeros(order.shape, z.dtype))
+    n = z.shape[0]
+    return jnp.zeros((n,), z.dtype).at[order[:n]].set(totals[:n]), (z, takes, totals)
+
+
+def _log_total_gradient(temperature: float, kept: tuple[Array, Array, Array], given: Array) -> tuple[Array, Array]:
+    """d/dz_i = sum over j of (g_i p_ij + g_j p_ji) z_j / temperature, p the softmax of a row."""
+    z, takes, totals = kept
+    order, count, size, blocks = _blocks(takes)
+    given = given[order]
+
+    def row(i: Array, gradient: Array) -> Array:
+        def column(j: Array, found: Array) -> Array:
+            similarity, pair = _similarity(z, order, count, (i, j), size, temperature)
+
+            def share(total: Array, g: Array) -> Array:
+                return jnp.where(pair, jnp.exp(jnp.where(pair, similarity - total, 0)), 0) * g
+
+            own = share(_part(totals, i, size)[:, None], _part(given, i, size)[:, None])
+            theirs = share(_part(totals, j, size)[None], _part(given, j, size)[None])
+            return found + jnp.matmul(own + theirs, z[_part(order, j, size)], precision="highest")
+
+        found = jax.lax.fori_loop(0, blocks, column, jnp.zeros((size, z.shape[1]), z.dtype)) / temperature
+        return gradient.at[_part(order, i, size)].add(found)  # rows beyond the taken ones add zeros
+
+    return jax.lax.fori_loop(0, blocks, row, jnp.zeros_like(z)), jnp.zeros_like(takes)
+
+
+log_total.defvjp(_log_total, _log_total_gradient)
+
+
+def _blocks(takes: Array) -> tuple[Array, Array, int, Array]:
+    """The rows, taken ones first, in whole blocks; how many are taken; a block's size; how many blocks hold any."""
+    n = takes.shape[0]
+    size = min(BLOCK, n)
+    order = jnp.argsort(takes <= 0, stable=True)
+    order = jnp.pad(order, (0, -n % size))  # with a row that is there: it is masked by its place
+    count = jnp.sum(takes > 0)
+    return order, count, size, (count + size - 1) // size
+
+
+def _part(x: Array, i: Array, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
+
+
+def _similarity(
+    z: Array, order: Array, count: Array, at: tuple[Array, Array], size: int, temperature: float
+) -> tuple[Array, Array]:
+    """(size size) similarities of two blocks, and which of them are pairs of two different taken rows."""
+    rows, columns = (z[_part(order, i, size)] for i in at)
+    similarity = jnp.matmul(rows, columns.T, precision="highest") / temperature
+    i, j = (k * size + jnp.arange(size, dtype=jnp.int32) for k in at)
+    pair = (i < count)[:, None] & (j < count)[None] & (i[:, None] != j[None])
+    return similarity, pair

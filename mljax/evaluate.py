@@ -3,6 +3,8 @@
 python -m mljax.evaluate --workdir=runs/cmsg [--split=val] [--definition=env] [--checkpoint=best]
 """
 
+import dataclasses
+import importlib
 import json
 import logging
 import sys
@@ -16,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mljax import metrics, optim, rundir
+from mljax.build import find
 from mljax.data import features, loader
 from mljax.data.source import Source
 from mljax.errors import UserError, nearest
@@ -63,18 +66,38 @@ class Scorer:
             views.append(np.concatenate([np.asarray(s)[m > 0] for s, m in found]))
         return np.asarray(np.mean(views, axis=0, dtype=np.float64), np.float32)
 
-    def outputs(self, variables: Any, source: Source, look: str | None, config: Config) -> Any:
-        """Logits and label features of a whole split as host arrays, for `refresh`, in the source's order."""
+    def outputs(
+        self,
+        variables: Any,
+        source: Source,
+        look: str | None,
+        config: Config,
+        maps: Mapping[str, Any] | None = None,
+        entries: np.ndarray | None = None,
+    ) -> Any:
+        """Logits and label features of a whole split as host arrays, for `refresh`, in the source's order.
+
+        Args:
+          look: a view, e.g. "224:flip"; None: the evaluation's transform, or the first of the cached views.
+          maps: cached endpoints of the split by view, if there are any.
+          entries: (N l) bool; label features of these entries alone, (entries d), image by image: all of COCO's
+            would be 27 GB at 1024 channels.
+        """
         transform = self.experiment.eval_transform() if look is None else features.view(look)
+        look = next(iter(maps)) if maps and look is None else look
         variables = jax.device_put(variables, self.whole)
         size = -(-config.eval.batch_size // self.devices) * self.devices
         logits, labels = [], []
-        for batch in loader.eval_batches(source, transform, batch_size=size, threads=config.input.threads):
+        batches = loader.eval_batches(source, transform, batch_size=size, threads=config.input.threads)
+        if maps and look is not None and look in maps:
+            batches = features.cached_eval_batches(source, maps[look], size)
+        for batch in batches:
             out = self._outputs(variables, jax.device_put(batch, self.split))
             keep = batch["mask"] > 0
             logits.append(np.asarray(out.logits)[keep])
             if out.label_features is not None:
-                labels.append(np.asarray(out.label_features)[keep])
+                found = np.asarray(out.label_features)[keep]
+                labels.append(found if entries is None else found[entries[batch["index"][keep]]])
         return {"logits": np.concatenate(logits), "label_features": np.concatenate(labels) if labels else None}
 
 
@@ -86,12 +109,32 @@ def measure(scores: np.ndarray, source: Source, config: Config) -> dict[str, Any
     )  # fmt: skip
 
 
+def without_given(experiment: Experiment, source: Source) -> Source:
+    """The split that a system is scored on: what it is told in an evaluation does not count in average precision.
+
+    A system that predicts with labels given has `given(index) -> (N l)` and the setting `eval_known`.
+    """
+    share = experiment.config.system.get("eval_known", 0.0)
+    given: Any = getattr(experiment.system, "given", None)
+    if given is None or not share:
+        return source
+    told = given(np.arange(len(source))) & (source.observed > 0)
+    scored = np.where(told, 0, source.scored).astype(source.scored.dtype)
+    return dataclasses.replace(source, name=f"{source.name}, {100 * share:g} % of the labels given", scored=scored)
+
+
+def watched(stage: Any, report: Mapping[str, Any]) -> float:
+    """The number of the last evaluation that `config.optim.metric` names: mAP, or the mean BCE of scored entries."""
+    name = stage.config.optim.get("metric", "mAP")
+    if name != "loss":
+        return report["metrics"][name]
+    scores = stage.scored["raw"][1].astype(np.float64)
+    return float(np.mean((np.logaddexp(0, scores) - scores * stage.eval.labels)[stage.eval.scored > 0]))
+
+
 def averaged(state: Any) -> Any:
     """The variables that an evaluation of the EMA runs on."""
-    variables = {**state.variables}
-    if "batch_stats" in variables:
-        variables["batch_stats"] = optim.ema_merge(state.ema["batch_stats"], variables["batch_stats"])
-    return {"params": optim.ema_merge(state.ema["params"], state.params), **variables}
+    return optim.averaged(state.params, state.variables, state.ema)
 
 
 def raw_and_ema(stage: Any, state: Any) -> dict[str, dict[str, Any]]:
@@ -105,29 +148,33 @@ def raw_and_ema(stage: Any, state: Any) -> dict[str, dict[str, Any]]:
         if not np.isfinite(scores).all():
             raise stage.diverged(f"The scores of {stage.eval.name} after step {state.step} ({kind}) are not finite")
         reports[kind] = measure(scores, stage.eval, stage.config)
+        stage.scored[kind] = int(state.step), scores
     return reports
 
 
-def select(stage: Any, state: Any) -> tuple[Any, str]:
-    """The variables that a run reports, and how they were chosen."""
+def select(stage: Any, state: Any) -> tuple[Any, str, int, str]:
+    """The variables that a run reports, "raw" or "ema", their step, and how they were chosen."""
     how = stage.config.eval.select
     if how not in SELECTIONS:
         raise UserError(f"config.eval.select is {how!r}{nearest(how, SELECTIONS)}.")
     if how == "last":
         kind = "ema" if state.ema is not None else "raw"
         chosen = averaged(state) if state.ema is not None else {"params": state.params, **state.variables}
-        return chosen, f"last step ({kind})"
+        return chosen, kind, int(state.step), f"last step ({kind})"
     step = stage.checkpoints.best
     found = stage.checkpoints.restore(jax.eval_shape(lambda: state), "best")
     kind = stage.checkpoints.meta(step).get("kind", "raw")
     chosen = averaged(found) if kind == "ema" else {"params": found.params, **found.variables}
-    return chosen, f"{how.replace('_', ' ')} on {stage.eval.name}, step {step} ({kind})"
+    return chosen, kind, step, f"{how.replace('_', ' ')} on {stage.eval.name}, step {step} ({kind})"
 
 
-def finish(stage: Any, variables: Any, by: str) -> dict[str, Any]:
-    """Score the evaluation split, write scores.npz and report.json, print the table."""
-    scores = stage.scorer.scores(variables, stage.eval, stage.cached_eval, stage.config)
-    return write(stage.workdir, scores, stage.eval, stage.config, by=by, step=stage.total)
+def finish(stage: Any, state: Any) -> dict[str, Any]:
+    """Score the evaluation split unless the last evaluation did, write scores.npz and report.json, print the table."""
+    variables, kind, step, by = select(stage, state)
+    known, scores = stage.scored.get(kind, (None, None))
+    if known != step:
+        scores = stage.scorer.scores(variables, stage.eval, stage.cached_eval, stage.config)
+    return write(stage.workdir, scores, stage.eval, stage.config, by=by, step=step)
 
 
 def write(
@@ -141,9 +188,21 @@ def write(
         ids=np.array(source.ids, dtype=str), classes=np.array(source.classes),
     )  # fmt: skip
     rundir.write_text(workdir / f"report{suffix}.json", json.dumps(report, indent=2))
-    print(table(report))
+    if source.observed.any():
+        print(table(report))
+    else:
+        _submit(workdir, scores, source, config)
     print(f"run directory: {workdir}")
     return report
+
+
+def _submit(workdir: Path, scores: np.ndarray, source: Source, config: Config) -> None:
+    """The files that a data set's evaluation server wants of a split whose labels it alone has."""
+    print(f"{source.name} has no labels here, so nothing is measured; its {len(source)} images are scored.")
+    reader = importlib.import_module(find("data", config.data.name).__module__)
+    if hasattr(reader, "write_submission"):
+        paths = reader.write_submission(workdir, source, scores)
+        print(f"{len(paths)} files for the evaluation server: {paths[0].parent}")
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:
@@ -191,10 +250,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ema", action="store_true", help="score the averaged parameters")
     parser.add_argument("--definition", help="of average precision: raw, env, sklearn, 11point")
     parser.add_argument("--views", help="average over these views, e.g. 448,448:flip")
+    parser.add_argument("--known", type=float, help="share of labels to tell a system that predicts with some known")
     args = parser.parse_args(argv)
     from mljax.predict import load
 
-    run = load(args.workdir, checkpoint=args.checkpoint, ema=args.ema or None)
+    run = load(args.workdir, checkpoint=args.checkpoint, ema=args.ema or None, known=args.known)
     if args.definition:
         if args.definition not in metrics.DEFINITIONS:
             hint = nearest(args.definition, metrics.DEFINITIONS)

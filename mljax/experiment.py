@@ -13,8 +13,9 @@ import numpy as np
 
 from mljax import weights
 from mljax.build import build, find, keywords, names
-from mljax.criterion import criterion
+from mljax.criterion import WHOLE, criterion
 from mljax.data import features, transforms
+from mljax.data.observe import observe
 from mljax.data.source import Source, load
 from mljax.errors import UserError, nearest
 from mljax.parallel import axis_of
@@ -97,12 +98,16 @@ def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where:
 
 
 def source(config: Config, split: str, *, training: bool) -> Source:
-    """A split of the run's data set; `config.splits` names the usual ones, any other split may be asked for."""
+    """A split of the run's data set; `config.splits` names the usual ones, any other split may be asked for.
+
+    A split to train on shows what `config.observe` lets through; hidden labels are gone from here on.
+    """
     section = dict(config.data)
     constructor = find("data", section.get("name", ""))
     if "training" in keywords(constructor):
         section["training"] = training
-    return load(section, split)
+    found = load(section, split)
+    return observe(found, config.observe) if training else found
 
 
 def make_meta(config: Config, train: Source) -> Meta:
@@ -151,6 +156,7 @@ def assemble(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experimen
         raise UserError(f"{meta.name} has no classes.")
     common = {"dtype": DTYPES[config.dtype], "axis": axis_of(config.parallel)}
     backbone = build("backbones", config.backbone, **common)
+    common["steps_per_epoch"] = max(len(meta.labels) // config.optim.batch_size, 1)  # for schedules of systems
     system = build("systems", config.system, backbone=backbone, criterion=criterion(config.loss), meta=meta, **common)
     return Experiment(config, meta, system, tuple(values["mean"]), tuple(values["std"]))
 
@@ -220,7 +226,8 @@ def cache_key(experiment: Experiment, variables: Mapping[str, Any]) -> str:
 def listing() -> str:
     """Names of systems, backbones, losses and data sets, for `--list`."""
     lines = []
-    for kind in ("systems", "backbones", "data", "losses"):
+    for kind in ("systems", "backbones", "data", "data.observe", "losses"):
         lines.append(f"{kind}:")
-        lines += [f"  {name}" for name in sorted(names(kind))]
+        found = {*names(kind), *(WHOLE if kind == "losses" else ())}
+        lines += [f"  {name}" for name in sorted(found)]
     return "\n".join(lines)

@@ -19,7 +19,13 @@ from mljax.errors import UserError, nearest
 from mljax.types import Config
 
 FLAGS = ("--config", "--workdir", "--list", "--help")
-KINDS = {"data": "data", "backbone": "backbones", "system": "systems", "loss": "losses"}  # sections that name something
+KINDS = {  # sections that name something
+    "data": "data",
+    "observe": "data.observe",
+    "backbone": "backbones",
+    "system": "systems",
+    "loss": "losses",
+}
 USAGE = """usage: python -m mljax.main --config=FILE[:WORD,WORD..] --workdir=FOLDER [--config.KEY=VALUE ..]
 
   --config=FILE[:WORDS]   an experiment, e.g. configs/cmsg.py:voc2007,smoke (words are explained in the file)

@@ -55,6 +55,27 @@ def freeze_matching(params: Any, patterns: Sequence[str], at: str = "backbone") 
     return ((f"^({'|'.join(found)})$", {"frozen": True}),) if found else ()
 
 
+LABEL_TABLE = "label_table"  # last name of a parameter that holds what is learnt of each training example's labels
+
+
+def label_tables(params: Any, groups: Groups = ()) -> Groups:
+    """The group of tables of estimated labels: ten times the rate (Cole et al., CVPR 2021), and no weight decay.
+
+    Empty where there is none, or where a group's pattern names them itself.
+    """
+    found = any(path.rsplit("/", 1)[-1] == LABEL_TABLE for path in paths(params))
+    if not found or any(LABEL_TABLE in pattern for pattern, _ in groups):
+        return ()
+    return ((f"(^|/){LABEL_TABLE}$", {"lr": 10.0, "weight_decay": 0.0}),)
+
+
+def without_label_tables(params: Any) -> Any:
+    """Nested dicts of parameters but for tables of estimated labels: what a moving average is taken of."""
+    if not isinstance(params, Mapping):
+        return params
+    return {name: without_label_tables(tree) for name, tree in params.items() if name != LABEL_TABLE}
+
+
 def assign(
     params: Any, groups: Groups = (), *, weight_decay: float = 0.0, no_decay: Sequence[str] = ()
 ) -> dict[str, Leaf]:

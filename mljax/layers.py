@@ -80,6 +80,7 @@ class MultiHeadAttention(nn.Module):
       combine: changes the scores (b k q n) before the softmax, e.g. `attention_bias(...)`.
       use_output: whether to project the merged heads.
       dtype: of the computation.
+      kernel_init, bias_init: of all four projections; Xavier and zero unless a system's authors have others.
     """
 
     heads: int
@@ -89,6 +90,8 @@ class MultiHeadAttention(nn.Module):
     combine: Callable[[jax.Array], jax.Array] | None = None
     use_output: bool = True
     dtype: Any = jnp.float32
+    kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(
@@ -99,9 +102,12 @@ class MultiHeadAttention(nn.Module):
             raise UserError(f"{self.heads} heads do not divide the width {self.width}; choose a divisor of it.")
         size = self.width // self.heads
 
+        def dense(name: str) -> nn.Dense:
+            init = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+            return nn.Dense(self.width, dtype=self.dtype, name=name, **init)
+
         def project(x: jax.Array, name: str) -> jax.Array:
-            y = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)(x)
-            return y.reshape(*x.shape[:-1], self.heads, size)
+            return dense(name)(x).reshape(*x.shape[:-1], self.heads, size)
 
         q, k, v = project(query, "query"), project(key, "key"), project(value, "value")
         scores = jnp.einsum("bqkd,bnkd->bkqn", q, k).astype(jnp.float32)
@@ -111,11 +117,7 @@ class MultiHeadAttention(nn.Module):
         weights = nn.softmax(scores, axis=-1)
         dropped = nn.Dropout(self.dropout, deterministic=not train)(weights).astype(self.dtype)
         merged = jnp.einsum("bkqn,bnkd->bqkd", dropped, v).reshape(*query.shape[:-1], self.width)
-        if self.use_output:
-            merged = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(
-                merged
-            )
-        return merged, weights
+        return (dense("out")(merged) if self.use_output else merged), weights
 
 
 class FeedForward(nn.Module):
@@ -214,29 +216,55 @@ class ActivationPooling(nn.Module):
         return (features / x.shape[1] if self.normalise else features), scores
 
 
+class Affine(nn.Module):
+    """The kernel (in features) and bias (features) of a Dense layer, for those who combine layers before use."""
+
+    features: int
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
+        kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
+        return kernel, self.param("bias", self.bias_init, (self.features,))
+
+
 class SemanticPooling(nn.Module):
     """Label-queried pooling, the semantic decoupling of SSGRL.
 
     s_nl = w . W3 tanh((W1 f_n) * (W2 e_l)) + ..; softmax over positions; features_l = sum_n a_nl f_n.
     Reference: Chen et al., "Learning Semantic-Specific Graph Representation", ICCV 2019, eq. 1-4.
-    Differs from the authors' code: nothing in values. (b n l hidden) is built in one piece.
+    Differs from the authors' code: nothing in values. W3 and w have nothing between them and are multiplied first
+    (both stay parameters, so that training is the same), and labels go one after the other: nothing of (b n l
+    hidden) is ever built. For 32 images, 49 positions, 80 labels, hidden 512 with gradients on 2 CPU cores: 7 MiB
+    and 0.09 s, where one piece took 980 MiB and 3 s with the product of W3 and w, and more without.
 
     Attributes:
       hidden: width of the joint space (the authors' 1024; 512 in HCP-MLR-PL).
+      kernel_init: of all four matrices.
     """
 
     hidden: int
     dtype: Any = jnp.float32
+    kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, feature_map: jax.Array, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(b h w d), (l e) -> features (b l d) and attention (b n l), which sums to 1 over n."""
         x = tokens(feature_map)
-        image = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, name="image")(x)
-        word = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype, name="word")(vectors)
-        joint = jnp.tanh(image[:, :, None] * word[None, None])
-        joint = nn.Dense(self.hidden, dtype=self.dtype, name="joint")(joint)
-        scores = nn.Dense(1, dtype=self.dtype, name="score")(joint)[..., 0].astype(jnp.float32)
+        options: Any = {"use_bias": False, "dtype": self.dtype, "kernel_init": self.kernel_init}
+        image = nn.Dense(self.hidden, name="image", **options)(x)
+        word = nn.Dense(self.hidden, name="word", **options)(vectors)
+        joint, joint_bias = Affine(self.hidden, self.kernel_init, name="joint")(self.hidden)
+        score, score_bias = Affine(1, self.kernel_init, name="score")(self.hidden)
+        weights = jnp.matmul(joint, score, precision="highest")[:, 0].astype(self.dtype)
+
+        @jax.checkpoint
+        def of_label(one: jax.Array) -> jax.Array:
+            hidden = jnp.tanh(image * one[None, None])
+            return jnp.einsum("bnd,d->bn", hidden, weights, preferred_element_type=jnp.float32)
+
+        scores = jax.lax.map(of_label, word).transpose(1, 2, 0) + (joint_bias @ score + score_bias)[None, None]
         attention = nn.softmax(scores, axis=1)
         return jnp.einsum("bnl,bnd->bld", attention.astype(x.dtype), x), attention
 

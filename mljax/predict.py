@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from mljax import evaluate, experiment, optim, rundir
+from mljax.build import find, keywords
 from mljax.checkpoint import Checkpoints
 from mljax.data import draw, loader
 from mljax.data.images import ImageError, decode
@@ -30,6 +31,7 @@ from mljax.experiment import Experiment
 from mljax.flags import Parser
 from mljax.types import Outputs
 
+Known = Sequence[Mapping[str, Any]]  # of each image, the labels that are known: {"dog": 1, "cat": 0}
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -52,75 +54,112 @@ class Run:
         self.classes = self.experiment.meta.classes
         self._apply = jax.jit(self._forward)
 
-    def _forward(self, variables: Any, image: jax.Array) -> tuple[jax.Array, Outputs]:
-        labels = np.zeros((image.shape[0], len(self.classes)), np.float32)
+    def _forward(self, variables: Any, image: jax.Array, told: jax.Array) -> tuple[jax.Array, Outputs]:
         batch = {
             "image": image,
-            "labels": labels,
-            "observed": labels,
-            "index": np.zeros(len(labels), np.int32),
-            "mask": np.ones(len(labels), np.float32),
+            "labels": told[:, 1],
+            "observed": told[:, 0],
+            "known": told[:, 0],
+            "index": np.zeros(len(image), np.int32),
+            "mask": np.ones(len(image), np.float32),
         }
         out: Any = self.experiment.system.apply(variables, self.experiment.prepare(batch), train=False)
         return self.experiment.scores(variables, batch), out
 
     def stream(
-        self, images: Sequence[Any], skip: Callable[[Any, ImageError], None] | None = None, batch_size: int = 32
+        self,
+        images: Sequence[Any],
+        skip: Callable[[Any, ImageError], None] | None = None,
+        batch_size: int = 32,
+        known: Known | None = None,
     ) -> Iterator[tuple[list[Any], np.ndarray, Outputs]]:
         """Batch by batch: the images (b), probabilities (b l) over the run's views, and the outputs of the first view.
 
         Args:
           images: as `scores` takes them.
           skip: told of every image that cannot be read, which is then left out; None: it is an error.
+          known: as `scores` takes it.
         """
+        told = self._told(known, len(images))
         views = self.experiment.eval_views or (self.experiment.eval_transform(),)
         rng, size = np.random.default_rng(0), min(batch_size, len(images))
         kept: list[Any] = []
         pixels: list[list[np.ndarray]] = []
+        rows: list[int] = []
         for number, image in enumerate(images, 1):
             try:
                 picture = decode(image, where=_name(image))
                 pixels.append([view(picture, rng) for view in views])
                 kept.append(image)
+                rows.append(number - 1)
             except ImageError as error:
                 if skip is None:
                     raise
                 skip(image, error)
             if kept and (len(kept) == size or number == len(images)):
-                yield kept, *self._batch(pixels, size)
-                kept, pixels = [], []
+                yield kept, *self._batch(pixels, size, told[rows])
+                kept, pixels, rows = [], [], []
 
-    def _batch(self, pixels: list[list[np.ndarray]], size: int) -> tuple[np.ndarray, Outputs]:
+    def _batch(self, pixels: list[list[np.ndarray]], size: int, told: np.ndarray) -> tuple[np.ndarray, Outputs]:
         """(b) lists of views -> probabilities (b l) and outputs; padded, so that one program serves all batches."""
         found = []
         for view in zip(*pixels):
-            batch = {"image": np.stack(view), "mask": np.ones(len(view), np.float32)}
-            scores, out = self._apply(self.variables, loader.pad(batch, size)["image"])
+            batch = {"image": np.stack(view), "told": told, "mask": np.ones(len(view), np.float32)}
+            batch = loader.pad(batch, size)
+            scores, out = self._apply(self.variables, batch["image"], batch["told"])
             found.append((np.asarray(scores)[: len(pixels)], out))
         outputs = jax.tree.map(lambda x: np.asarray(x)[: len(pixels)], found[0][1])
-        return sigmoid(np.mean([scores for scores, _ in found], axis=0)), outputs
+        probabilities = sigmoid(np.mean([scores for scores, _ in found], axis=0))
+        return np.where(told[:, 0] > 0, told[:, 1], probabilities), outputs
 
-    def scores(self, images: Sequence[Any]) -> np.ndarray:
+    def _told(self, known: Known | None, count: int) -> np.ndarray:
+        """(count 2 l) float32: which labels are known of each image, and their values."""
+        told = np.zeros((count, 2, len(self.classes)), np.float32)
+        if known is None:
+            return told
+        if not hasattr(self.experiment.system, "given"):
+            name = self.experiment.config.system.name
+            raise UserError(f"The system {name!r} cannot be told labels; leave out `known`, or train a 'c_tran'.")
+        if isinstance(known, Mapping) or len(known) != count:
+            raise UserError(
+                f"`known` must be a list with one dict for each of the {count} images, {{}} for none known."
+            )
+        for row, labels in zip(told, known):
+            for label, value in labels.items():
+                if label not in self.classes:
+                    raise UserError(
+                        f"`known` names {label!r}, which is no label of this run{nearest(label, self.classes)}."
+                    )
+                if value not in (0, 1):
+                    raise UserError(f"`known` has {label!r}: {value!r}; 1 means present, 0 absent.")
+                row[:, self.classes.index(label)] = 1, value
+        return told
+
+    def scores(self, images: Sequence[Any], *, known: Known | None = None) -> np.ndarray:
         """(N l) probabilities.
 
         Args:
           images: paths, PIL images, encoded bytes, or arrays (h w 3) of uint8 or of floats in [0, 1].
+          known: for systems that predict with some labels known (C-Tran), a dict for each image: {"dog": 1, "cat": 0}.
+            Their probabilities are the values given.
         Raises:
           ImageError: an image that cannot be read, named.
+          UserError: `known` names no label of this run, or the system cannot be told any.
         """
-        found = [scores for _, scores, _ in self.stream(_listed(images))]
+        found = [scores for _, scores, _ in self.stream(_listed(images), known=known)]
         return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
 
     def predict(
-        self, images: Sequence[Any], *, threshold: float = 0.5, top: int | None = None
+        self, images: Sequence[Any], *, threshold: float = 0.5, top: int | None = None, known: Known | None = None
     ) -> list[dict[str, float]]:
         """For every image its labels with their probabilities, the likeliest first.
 
         Args:
           threshold: least probability of a label.
           top: at most so many labels.
+          known: as `scores` takes it.
         """
-        return [self.labels(row, threshold, top) for row in self.scores(images)]
+        return [self.labels(row, threshold, top) for row in self.scores(images, known=known)]
 
     def labels(self, scores: np.ndarray, threshold: float = 0.5, top: int | None = None) -> dict[str, float]:
         """One image's probabilities (l) -> {label: probability}."""
@@ -155,20 +194,26 @@ class Run:
         source = experiment.source(config, name, training=False)
         if tuple(source.classes) != self.classes:
             raise UserError(f"{source.name} has other classes than this run; evaluate it on its own data set.")
+        source = evaluate.without_given(self.experiment, source)
         scorer = evaluate.Scorer(self.experiment, jax.devices())
         scores = scorer.scores(self.variables, source, None, config)
-        suffix = "_" + re.sub(r"\W+", "_", f"{name}_{config.eval.definition}").strip("_")
+        share = config.system.get("eval_known", 0.0)
+        shown = f"{name}_{config.eval.definition}" + (f"_known_{share:g}" if share else "")
+        suffix = "_" + re.sub(r"\W+", "_", shown).strip("_")
         by = self.selected_by
         return evaluate.write(self.workdir, scores, source, config, by=by, step=self.step, suffix=suffix)
 
 
-def load(workdir: str | Path, *, checkpoint: str = "selected", ema: bool | None = None) -> Run:
+def load(
+    workdir: str | Path, *, checkpoint: str = "selected", ema: bool | None = None, known: float | None = None
+) -> Run:
     """Load a run.
 
     Args:
       workdir: its run directory; the data set is not needed.
       checkpoint: "selected" (what the run reported), "last" or "best".
       ema: averaged parameters; None: as the run reported.
+      known: share of labels that `evaluate` tells a system that predicts with some known; None: as the run's config.
     Raises:
       UserError: no run there, no checkpoint yet, or a damaged one.
     """
@@ -179,6 +224,10 @@ def load(workdir: str | Path, *, checkpoint: str = "selected", ema: bool | None 
         raise UserError(f"{workdir} holds no checkpoint yet; train it first: run the training command again.")
     config: Any = stages[int(folders[-1].name)]
     config.parallel = "jit"
+    if known is not None:
+        if "eval_known" not in keywords(find("systems", config.system.name)):
+            raise UserError(f"The system {config.system.name!r} cannot be told labels; leave out --known.")
+        config.system.eval_known = float(known)
     run = experiment.assemble(config, rundir.load_meta(workdir), rundir.load_preprocessing(workdir))
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
     with Checkpoints(folders[-1], keep_best_of="mAP", read_only=True) as checkpoints:
@@ -188,16 +237,13 @@ def load(workdir: str | Path, *, checkpoint: str = "selected", ema: bool | None 
         found, meta = checkpoints.restore_params(which), checkpoints.meta(step)
     if ema is None:
         ema = found["ema"] is not None and (which == "last" or meta.get("kind") == "ema")
-    params, variables = found["params"], found["variables"]
+    chosen = {"params": found["params"], **found["variables"]}
     if ema:
         if found["ema"] is None:
             raise UserError(f"{workdir} kept no averaged parameters (config.ema is 0).")
-        params = optim.ema_merge(found["ema"]["params"], params)
-        if "batch_stats" in variables:
-            stats = optim.ema_merge(found["ema"]["batch_stats"], variables["batch_stats"])
-            variables = {**variables, "batch_stats": stats}
+        chosen = optim.averaged(found["params"], found["variables"], found["ema"])
     by = f"{which} checkpoint, step {step} ({'ema' if ema else 'raw'})"
-    return Run(workdir, run, jax.device_put({"params": params, **variables}), by, step)
+    return Run(workdir, run, jax.device_put(chosen), by, step)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

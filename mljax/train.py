@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mljax import evaluate, experiment, optim, parallel, progress, rundir
 from mljax.build import keywords
@@ -20,12 +20,11 @@ from mljax.data import features, loader
 from mljax.data.files import some
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
-from mljax.groups import freeze_matching
+from mljax.groups import freeze_matching, label_tables, without_label_tables
 from mljax.interrupt import Stop, interruptible
 from mljax.types import Config, TrainState
 
-log = logging.getLogger("mljax")
-OWN_KEYS = ("epochs", "batch_size")  # of config.optim, read here; the rest is the optimiser's
+OWN_KEYS = ("epochs", "batch_size", "metric")  # of config.optim, read here; the rest is the optimiser's
 
 
 def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
@@ -35,7 +34,8 @@ def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tu
     for key in section:
         if key not in allowed:
             raise UserError(f"config.optim has no setting {key!r}{nearest(key, allowed | set(OWN_KEYS))}.")
-    section["groups"] = (*freeze_matching(params, frozen), *section.get("groups", ()))
+    own = section.get("groups", ())
+    section["groups"] = (*freeze_matching(params, frozen), *label_tables(params, own), *own)
     total = steps_per_epoch * config.optim.epochs
     return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)
 
@@ -44,7 +44,7 @@ def create_state(variables: dict[str, Any], tx: Any, *, ema: float, seed: int) -
     """The state before the first step, on the host's default device."""
     variables = dict(variables)
     params = variables.pop("params")
-    averaged = {"params": params, "batch_stats": variables.get("batch_stats", {})}
+    averaged = {"params": without_label_tables(params), "batch_stats": variables.get("batch_stats", {})}
     return TrainState(
         step=jnp.int32(0),
         params=params,
@@ -81,15 +81,10 @@ def make_step(run: Experiment, tx: Any) -> Callable[[TrainState, Any], tuple[Tra
         if ema is not None:
             now = {"params": params, "batch_stats": variables.get("batch_stats", {})}
             ema = optim.ema_update(ema, now, decay)
-        metrics = {"loss": loss, "grad_norm": global_norm(grads), "lr": optim.learning_rate(opt_state), **terms}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": optim.learning_rate(opt_state), **terms}
         return TrainState(state.step + 1, params, variables, opt_state, ema, state.rng), metrics
 
     return step
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """L2 norm of a gradient, in float32."""
-    return jnp.sqrt(sum((jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)), jnp.float32(0)))
 
 
 class Diverged(UserError):
@@ -126,6 +121,7 @@ class Stage:
         self.label = f"stage {index + 1}/{count} " if count > 1 else ""
         self.writer = writer
         self.folder = workdir / "checkpoints" / f"{index}"
+        self.scored: dict[str, tuple[int, Any]] = {}  # "raw" or "ema" -> step and scores of the last evaluation
         self.devices = parallel.devices_for(config.devices)
         parallel.check_batch(config.optim.batch_size, len(self.devices))
 
@@ -140,8 +136,7 @@ class Stage:
                 state = self._loop(state)
             if not self.last:
                 return {}
-            chosen, by = evaluate.select(self, state)
-            return evaluate.finish(self, chosen, by)
+            return evaluate.finish(self, state)
 
     # --- what a stage needs ----------------------------------------------------------------------------------------
 
@@ -175,6 +170,7 @@ class Stage:
         values = experiment.preprocessing(self.config)
         rundir.save_meta(self.workdir, meta, values)
         self.experiment = experiment.assemble(self.config, meta, values)
+        self.eval = evaluate.without_given(self.experiment, self.eval)
 
     def _initial(self) -> TrainState:
         """The state to start from: this stage's checkpoint, what the stage before left, or pretrained weights."""
@@ -204,16 +200,13 @@ class Stage:
             raise UserError(f"config.start is {start!r}{nearest(start, ('last', 'best', 'ema'))}.")
         with Checkpoints(before, keep_best_of="mAP", read_only=True) as old:
             found = old.restore_params("best" if start == "best" else "last")
-        params, variables = found["params"], found["variables"]
+        inherited = {"params": found["params"], **found["variables"]}
         if start == "ema":
             if found["ema"] is None:
                 raise UserError("config.start='ema' and the stage before kept no average; set its config.ema.")
-            params = optim.ema_merge(found["ema"]["params"], params)
-            if "batch_stats" in variables:
-                stats = optim.ema_merge(found["ema"]["batch_stats"], variables["batch_stats"])
-                variables = {**variables, "batch_stats": stats}
+            inherited = optim.averaged(found["params"], found["variables"], found["ema"])
         return create_state(
-            {"params": take_over(state.params, params), **take_over(state.variables, variables)},
+            take_over({"params": state.params, **state.variables}, inherited),
             self.tx, ema=self.config.ema, seed=self.config.seed + self.index,
         )  # fmt: skip
 
@@ -223,6 +216,8 @@ class Stage:
         self.cached = self.cached_eval = None
         if not cache.train_views:
             return
+        if needs_image := getattr(self.experiment.system, "needs_image", ""):
+            raise UserError(needs_image)
         if self.config.backbone.get("frozen", "") != "all":
             raise UserError(
                 "config.cache.train_views needs config.backbone.frozen='all': cached endpoints never change."
@@ -306,8 +301,9 @@ class Stage:
             return state
         variables = {"params": state.params, **state.variables}
 
-        def score(split: str = "train", view: str | None = None) -> Any:
-            return self.scorer.outputs(variables, self.train if split == "train" else self.eval, view, self.config)
+        def score(split: str = "train", view: str | None = None, entries: np.ndarray | None = None) -> Any:
+            source, maps = (self.train, self.cached and self.cached.maps) if split == "train" else (self.eval, None)
+            return self.scorer.outputs(variables, source, view, self.config, maps, entries)
 
         changed = refresh(jax.device_get(state.variables), score, epoch)
         return self.place_state(dataclasses.replace(state, variables=changed))
@@ -329,9 +325,8 @@ class Stage:
         self.writer.scalars(step, metrics, self.index)
         meter.evaluated({k: r["metrics"] for k, r in found.items()}, time.perf_counter() - began)
         if self.config.optim.get("schedule") == "plateau":
-            keys = ("mode", "factor", "patience", "threshold", "cooldown")
-            options = {k: v for k, v in self.config.optim.items() if k in keys}
-            opt_state = optim.plateau_update(state.opt_state, found["raw"]["metrics"]["mAP"], **options)
+            options = {k: v for k, v in self.config.optim.items() if k in optim.PLATEAU}
+            opt_state = optim.plateau_update(state.opt_state, evaluate.watched(self, found["raw"]), **options)
             state = dataclasses.replace(state, opt_state=opt_state)
         kind = best if self.config.eval.select == "best_of_raw_and_ema" else "raw"
         self._save(state, step, {"mAP": found[kind]["metrics"]["mAP"]}, kind)

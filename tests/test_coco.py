@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mljax.data import _known
 from mljax.data.coco import CLASSES_BY_ID, coco
 from mljax.errors import UserError
 
@@ -77,3 +78,74 @@ def test_broken_trees(tree, tmp_path):
     path.write_text(json.dumps(content)[:-40])
     with pytest.raises(UserError, match="is not a COCO instances file"):
         coco("train", root=str(root))
+
+
+def test_2017(tree):
+    """The same under the other year's names, whose files carry no prefix."""
+    root, path, content = tree
+    (root / "coco" / "val2017").mkdir()
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']:012d}.jpg"
+        Image.new("RGB", (8, 6)).save(root / "coco" / "val2017" / image["file_name"])
+    (path.parent / "instances_val2017.json").write_text(json.dumps(content))
+    source = coco("val", root=str(root), year="2017", annotated_only=False)
+    assert source.name == "COCO2017 val (all images)" and source.ids[0] == "000000000009.jpg"
+    assert [named(source, i) for i in range(3)] == [{"cat"}, set(), {"zebra", "toothbrush"}]
+
+
+def rewritten(path, content, **changes):
+    path.write_text(json.dumps({**content, **changes}))
+
+
+def test_ids_and_names_that_do_not_fit(tree):
+    root, path, content = tree
+    swapped = [dict(c) for c in content["categories"]]
+    swapped[0]["name"], swapped[1]["name"] = swapped[1]["name"], swapped[0]["name"]
+    rewritten(path, content, categories=[{**c, "id": 91 - c["id"]} for c in content["categories"]])
+    with pytest.raises(UserError, match="COCO's 80 names under other ids, 'toothbrush' first where 'person'"):
+        coco("train", root=str(root))
+    rewritten(path, content, categories=swapped)
+    with pytest.raises(UserError, match="COCO's 80 names under other ids"):
+        coco("train", root=str(root))
+    rewritten(path, content, categories=[*content["categories"][:-1], content["categories"][0]])
+    with pytest.raises(UserError, match="two categories with one name or id"):
+        coco("train", root=str(root))
+    annotation = content["annotations"][0]
+    rewritten(path, content, annotations=[{**annotation, "image_id": 77}])
+    with pytest.raises(UserError, match="annotates image 77, which it does not list"):
+        coco("train", root=str(root))
+    rewritten(path, content, annotations=[{**annotation, "category_id": 12}])
+    with pytest.raises(UserError, match="annotates category 12, which it does not list"):
+        coco("train", root=str(root))
+    rewritten(path, content, images=[*content["images"], content["images"][0]])
+    with pytest.raises(UserError, match="lists images under one id twice"):
+        coco("train", root=str(root))
+
+
+def test_val_labels_as_published(real_data, tmp_path):
+    """The published validation labels have the published counts; as instances they are read back in both orders."""
+    with np.load(real_data / "labels" / "coco2014_val_labels.npz", allow_pickle=False) as arrays:
+        labels = np.unpackbits(arrays["labels"], axis=1)[:, :80]
+        names, classes = arrays["file_names"].tolist(), arrays["classes"].tolist()
+    assert labels.shape == (40137, 80) and labels.any(axis=1).all()
+    assert dict(zip(classes, labels.sum(axis=0).tolist())) == _known.counts("COCO2014 val")
+    rows = np.arange(0, 40137, 400)
+    folder = tmp_path / "annotations"
+    folder.mkdir()
+    (tmp_path / "val2014").mkdir()
+    for row in rows:
+        (tmp_path / "val2014" / names[row]).write_bytes(b"")
+    instances = [
+        {"image_id": int(row), "category_id": IDS[CLASSES_BY_ID.index(classes[column])], "iscrowd": 0}
+        for row in rows
+        for column in np.flatnonzero(labels[row])
+    ]
+    content = {
+        "images": [{"id": int(row), "file_name": names[row]} for row in rows],
+        "categories": [{"id": i, "name": n} for i, n in zip(IDS, CLASSES_BY_ID)],
+        "annotations": instances,
+    }
+    (folder / "instances_val2014.json").write_text(json.dumps(content))
+    np.testing.assert_array_equal(coco("val", root=str(tmp_path)).labels, labels[rows])
+    by_id = coco("val", root=str(tmp_path), order="id")
+    np.testing.assert_array_equal(by_id.labels, labels[rows][:, [classes.index(n) for n in CLASSES_BY_ID]])

@@ -60,7 +60,7 @@ PAGES = [name for name in DOCUMENTS if name.endswith(".md") or name == "notebook
 def commands(text):
     """[module, argument, ..] of every `python -m mljax.module ..`; what is optional is taken to be given."""
     for line in text.replace("\\\n", " ").splitlines():
-        for match in re.finditer(r"python -m (mljax\.\w+)", line):
+        for match in re.finditer(r"python -m (mljax(?:\.\w+)+)", line):
             rest = line[match.end() :]
             if "`" in line[: match.start()]:
                 rest = rest.partition("`")[0]
@@ -101,6 +101,8 @@ def test_documents_name_commands():
 def test_command_is_understood(command, monkeypatch, tmp_path):
     name, *argv = command
     module = importlib.import_module(name)
+    if hasattr(module, "__path__"):  # a package is run by its __main__
+        module = importlib.import_module(f"{name}.__main__")
     if name == "mljax.main":
         flags = parse(argv)
         if "config" in flags:

@@ -295,3 +295,15 @@ def test_guards():
     np.testing.assert_array_equal(adjacency, np.eye(2))
     found = labels.normalise_adjacency(np.array([[-1.0, 0.5], [0.0, 4.0]]))
     np.testing.assert_array_equal(found, [[0, 0], [0, 1]])
+
+
+def test_vectors_without_names_go_by_their_order(tmp_path):
+    path = tmp_path / "vg_200_vector.npy"
+    np.save(path, np.arange(6.0).reshape(3, 2))
+    found = labels.load_vectors(["x", "y", "z"], source=str(path))
+    assert found.dtype == np.float32 and found.tolist() == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(UserError, match=r"has shape \(3, 2\).*where 2 rows are expected"):
+        labels.load_vectors(["x", "y"], source=str(path))
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read as label vectors"):
+        labels.load_vectors(["x"], source=str(path))

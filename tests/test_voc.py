@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mljax.data.voc import CLASSES, apply_policy, voc
+from mljax import evaluate
+from mljax.config import base
+from mljax.data.voc import CLASSES, apply_policy, voc, write_submission
 from mljax.errors import UserError
 
 # id -> objects (class, difficult). 000003 has a difficult dog only, 000005 is empty.
@@ -160,6 +162,34 @@ def test_year_2012(tmp_path: Path):
         voc("test", training=False, root=root_of(folder), year="2011", **NAMED)
     with pytest.raises(UserError, match=r"There is no 'VOCdevkit/VOC2007'"):
         voc("test", training=False, root=str(folder), **NAMED)
+
+
+def test_submission_of_2012_test(tmp_path: Path):
+    """The server's files: one a class, `id score` lines in the order of the list."""
+    folder = tree(tmp_path, year="2012", lists=False, annotations=False)
+    source = voc("test", training=False, root=root_of(folder), year="2012", **NAMED)
+    scores = np.arange(40, dtype=np.float32).reshape(2, 20) / 8 - 1
+    paths = write_submission(tmp_path / "run", source, scores)
+    place = tmp_path / "run" / "results" / "VOC2012" / "Main"
+    assert paths == [place / f"comp1_cls_test_{name}.txt" for name in CLASSES]
+    assert (place / "comp1_cls_test_dog.txt").read_text() == "000004 0.375000\n000001 2.875000\n"
+    assert write_submission(tmp_path, source, scores, competition="comp2")[0].name == "comp2_cls_test_aeroplane.txt"
+    with pytest.raises(UserError, match="no classification task 'comp3'"):
+        write_submission(tmp_path, source, scores, competition="comp3")
+    with pytest.raises(UserError, match="not finite"):
+        write_submission(tmp_path, source, scores * np.nan)
+
+
+def test_evaluation_of_2012_test_writes_the_submission(tmp_path: Path, capsys):
+    folder = tree(tmp_path, year="2012", lists=False, annotations=False)
+    source = voc("test", training=False, root=root_of(folder), year="2012", **NAMED)
+    config = base()
+    config.data = {"name": "voc", "year": "2012"}
+    evaluate.write(tmp_path, np.zeros((2, 20), np.float32), source, config, by="last", step=1)
+    said = capsys.readouterr().out
+    assert "no labels here, so nothing is measured" in said and "20 files for the evaluation server" in said
+    place = tmp_path / "results" / "VOC2012" / "Main"
+    assert (place / "comp1_cls_test_cow.txt").read_text() == "000004 0.000000\n000001 0.000000\n"
 
 
 def edit(path: Path, old: str, new: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax.data._instances import CocoInstances
 from mljax.data.files import data_folder, fingerprint
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
@@ -140,14 +141,16 @@ def coco(
         names, labels = [n for n, k in zip(names, kept) if k], labels[kept]
     paths = [os.path.join(images, name) for name in names]
     ones = np.ones_like(labels)
+    classes = tuple(sorted(CLASSES_BY_ID)) if order == "alphabetical" else CLASSES_BY_ID
     return Source(
         name=f"COCO{year} {split}" + ("" if annotated_only else " (all images)"),
-        classes=tuple(sorted(CLASSES_BY_ID)) if order == "alphabetical" else CLASSES_BY_ID,
+        classes=classes,
         ids=names,
         labels=labels,
         observed=ones,
         scored=ones,
         read=Files(paths),
+        instances=CocoInstances(path, names, classes),
         fingerprint=fingerprint(names, paths, labels, where=str(path)),
     )
 
@@ -172,17 +175,29 @@ def _labels(path: Path) -> tuple[list[str], np.ndarray]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is not a COCO instances file ({type(error).__name__}: {error}).") from None
     found = tuple(category["name"] for category in categories)
+    if len(set(found)) < len(found) or len({c["id"] for c in categories}) < len(found):
+        raise UserError(f"{str(path)!r} has two categories with one name or id: give the official instances file.")
+    if found != CLASSES_BY_ID and sorted(found) == sorted(CLASSES_BY_ID):
+        raise UserError(
+            f"{str(path)!r} has COCO's 80 names under other ids, {found[0]!r} first where {CLASSES_BY_ID[0]!r} is"
+            " expected: its order of classes would not be that of the papers; give the official instances file."
+        )
     if found != CLASSES_BY_ID:
         raise UserError(
             f"{str(path)!r} has {len(found)} categories, of which {len(set(found) & set(CLASSES_BY_ID))} are COCO's 80:"
             " give the official instances file, or use the csv reader."
         )
+    if len(images) < len(content["images"]):
+        raise UserError(f"{str(path)!r} lists images under one id twice: give the official instances file.")
     column = {category["id"]: i for i, category in enumerate(categories)}
     row = {image: i for i, image in enumerate(images)}
     labels = np.zeros((len(images), len(found)), np.uint8)
     for image, category in instances:
         if image not in row or category not in column:
-            raise UserError(f"{str(path)!r} annotates image {image} with category {category}, and lacks one of them.")
+            what = f"image {image}" if image not in row else f"category {category}"
+            raise UserError(
+                f"{str(path)!r} annotates {what}, which it does not list: give the official instances file."
+            )
         labels[row[image], column[category]] = 1
     return list(images.values()), labels
 

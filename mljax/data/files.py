@@ -2,12 +2,13 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mljax.errors import UserError
+from mljax.errors import UserError, nearest
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -72,3 +73,51 @@ def fingerprint(
     for array in (stats, labels):
         digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:32]
+
+
+ABSENT = ("error", "drop")
+
+
+def rows_present(paths: Sequence[str | os.PathLike], absent: str, *, where: str) -> np.ndarray:
+    """Which images take part: all of them ("error": `fingerprint` names those that are not there), or the present.
+
+    Args:
+      paths: N image files.
+      absent: "error" or "drop", for data sets of which some photos can no longer be had.
+      where: what names the images, for the error.
+    Returns:
+      (M) int64 rows.
+    Raises:
+      UserError: no such choice, or not one of the images is there.
+    """
+    if absent not in ABSENT:
+        raise UserError(f"The setting absent={absent!r} does not exist{nearest(absent, ABSENT)}.")
+    if absent == "error":
+        return np.arange(len(paths))
+    rows = np.flatnonzero([os.path.exists(path) for path in paths])
+    if not len(rows):
+        first = f", first {str(paths[0])!r}" if len(paths) else ""
+        raise UserError(f"{where} names {len(paths)} images, of which none is there{first}: unpack the images.")
+    return rows
+
+
+def text_lines(path: Path, *, hint: str = "unpack the data set again") -> list[str]:
+    """The lines of a text file without spaces around them and without empty ones; a last newline may be missing.
+
+    Raises:
+      UserError: there is no such file, or it is not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error.strerror}): {hint}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{str(path)!r} is not a text file ({error.reason}): {hint}.") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def check_once(names: Sequence[str], *, where: str) -> None:
+    """UserError if a list names something twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where} names {some(twice)} twice: keep one line for each.")

@@ -47,6 +47,21 @@ def read_words(path: Path, words: Iterable[str]) -> dict[str, np.ndarray]:
     return found
 
 
+def read_rows(path: Path, count: int) -> np.ndarray:
+    """Vectors without names, (count e) float32 in the order of the classes, from an .npy file.
+
+    Raises:
+      UserError: it cannot be read, or has another number of rows.
+    """
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{str(path)!r} cannot be read as label vectors ({error}): give (l e) numbers.") from None
+    if found.ndim != 2 or len(found) != count or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise UserError(f"{str(path)!r} has shape {found.shape} or no finite numbers, where {count} rows are expected.")
+    return found.astype(np.float32)
+
+
 def _stream(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     bytes_wanted = {word.encode(): word for word in wanted}

@@ -99,10 +99,10 @@ def load_vectors(classes: Sequence[str], *, source: str = "glove", root: str | o
 
     Args:
       classes: l names.
-      source: a file, .npz with `names` (l) and `vectors` (l e) or text in GloVe's format, relative to the
-        working folder, the data folder or its label_embeddings/; or "glove": the first of these that has all
-        classes, synonyms last: `label_embeddings/glove*.npz`, GloVe 6B 300-d there or in the user's cache
-          folder, other
+      source: a file, .npz with `names` (l) and `vectors` (l e), text in GloVe's format, or .npy with (l e) in the
+        order of the classes (`vg_200_vector.npy`), relative to the working folder, the data folder or its
+        label_embeddings/; or "glove": the first of these that has all classes, synonyms last:
+        `label_embeddings/glove*.npz`, GloVe 6B 300-d there or in the user's cache folder, other
         `label_embeddings/glove*.txt`, and at last a download of GloVe 6B (862 MB, once).
       root: the data folder, looked at before the one that the environment variable MLJAX_DATA names, if any.
     Returns:
@@ -161,6 +161,8 @@ def _locate(source: str, folders: Sequence[Path]) -> Path:
 
 def _of_file(path: Path, classes: Sequence[str], synonyms: bool = True) -> np.ndarray:
     look_up: Callable[[str], np.ndarray | None]
+    if path.suffix == ".npy":
+        return glove.read_rows(path, len(classes))
     if path.suffix == ".npz":
         table = _read_npz(path)
         by_key = {key(name): vector for name, vector in reversed(table.items())}

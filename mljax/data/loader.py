@@ -1,7 +1,7 @@
 """From a source to batches: grain shuffles, decodes, augments; every random choice depends on (seed, step) alone.
 
 A resume slices the batched data set at its step, so any number of threads or workers, and a resume, give the same
-batches.
+batches. Who decodes and who resizes is in `mljax.data.picture`.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from mljax.data.images import ImageError, decode
+from mljax.data.picture import Picture
 from mljax.data.source import Source
 from mljax.errors import UserError
 
@@ -58,8 +59,7 @@ class Load(grain.transforms.RandomMap):
     failures: Failures | None = None
 
     def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record, image = self._readable(int(index))
-        views = [self.transform(image, rng) for _ in range(self.views)]
+        record, views = self._readable(int(index), rng)
         out = {
             "image": views[0],
             "labels": record["labels"].astype(np.float32),
@@ -71,13 +71,15 @@ class Load(grain.transforms.RandomMap):
             out["views"] = np.stack(views)
         return out
 
-    def _readable(self, index: int) -> tuple[dict[str, Any], Any]:
-        """The record at `index`; in training the next readable one takes the place of an unreadable one."""
+    def _readable(self, index: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The record at `index` and its views; in training the next readable one takes an unreadable one's place."""
+        opened = Picture if getattr(self.transform, "pictures", False) else decode
         for offset in range(len(self.source)):
             i = (index + offset) % len(self.source)
             try:
                 record = self.source[i]
-                return record, decode(record["image"], where=str(self.source.ids[i]))
+                picture = opened(record["image"], where=str(self.source.ids[i]))
+                return record, [self.transform(picture, rng) for _ in range(self.views)]
             except (ImageError, OSError) as error:
                 if self.failures is None:
                     raise incomplete(str(error), self.source) from None

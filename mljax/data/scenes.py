@@ -16,10 +16,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mljax.data._scene_layout import MOST_KINDS, Layout, layout
+from mljax.data._scene_layout import CANVAS, MOST_KINDS, Layout, layout
 from mljax.data._scene_paint import paint
 from mljax.data._scene_table import CLASSES, KINDS, PARTNERS, SCENES, Scene
-from mljax.data.source import Source
+from mljax.data.source import Instances, Source
 from mljax.errors import UserError, nearest
 
 VERSION = 1
@@ -84,6 +84,7 @@ def scenes(
         observed=np.ones_like(labels),
         scored=np.ones_like(labels) if difficult == "V2" else (labels | (1 - present)),
         read=drawn,
+        instances=drawn.instances,
         fingerprint=f"scenes-{VERSION} {settings} n={number} {digest}",
     )
 
@@ -116,6 +117,18 @@ class Drawn:
 
     def __call__(self, index: int) -> np.ndarray:
         return paint(self.layout(index), self.size)
+
+    def instances(self, index: int) -> Instances:
+        """Where the kinds of picture `index` stand that are labels; areas count what is visible, in 1/128 of a side."""
+        found = self.layout(index)
+        things = [t for t in found.things if t.kind >= 0 and t.visible and found.labels >> t.kind & 1]
+        corners = np.array([t.box for t in things], np.float64).reshape(-1, 4) / CANVAS * self.size
+        return Instances(
+            size=(self.size, self.size),
+            labels=np.array([t.kind for t in things], np.int64),
+            boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+            areas=np.array([t.visible for t in things], np.float64),
+        )
 
     def labels(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Of the first `number` pictures, without drawing them: labels, and what is drawn at all; (N l) uint8."""

@@ -4,12 +4,22 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mljax.build import build
+from mljax.data import spml
 from mljax.errors import UserError
+
+
+class Instances(NamedTuple):
+    """What stands where in an image, m instances."""
+
+    size: tuple[float, float]  # w, h of the image
+    labels: np.ndarray  # (m) int, columns of the classes
+    boxes: np.ndarray  # (m 4) float64: x, y, w, h
+    areas: np.ndarray  # (m) float64, of what is seen, or of the boxes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,6 +36,7 @@ class Source:
       read: index -> encoded bytes, or a decoded (h w 3) uint8 array; picklable.
       fingerprint: changes when ids, labels or image files change.
       base, indices: of a subset: the split it is taken from, and which of its examples.
+      instances: index -> where things stand, of data sets that know; None: unknown.
     """
 
     name: str
@@ -38,6 +49,7 @@ class Source:
     fingerprint: str
     base: "Source | None" = None
     indices: np.ndarray | None = None
+    instances: Callable[[int], Instances] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,17 +77,18 @@ class Source:
             fingerprint=f"{self.fingerprint}{suffix}",
             base=self.base or self,
             indices=indices if self.indices is None else self.indices[indices],
+            instances=None if self.instances is None else Picked(self.instances, indices),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Picked:
-    """`read` of a subset."""
+    """`read` or `instances` of a subset."""
 
-    read: Callable[[int], bytes | np.ndarray]
+    read: Callable[[int], Any]
     indices: np.ndarray
 
-    def __call__(self, index: int) -> bytes | np.ndarray:
+    def __call__(self, index: int) -> Any:
         return self.read(int(self.indices[index]))
 
 
@@ -90,7 +103,11 @@ class Files:
 
 
 def load(section: Mapping[str, Any], split: str) -> Source:
-    """Build the split `NAME` or `NAME[a:b]` (Python slice of its order, e.g. "trainval[:-500]") of a data section."""
+    """Build a split of a data section: `NAME`, `NAME[a:b]` (a Python slice of its order, e.g. "trainval[:-500]"), or
+    `NAME[spml:train]` and `NAME[spml:val]`, the 80 and 20 % of the single-positive code."""
+    if part := re.fullmatch(r"([^\[\]]+)\[spml:(train|val)\]", split):
+        source = build("data", section, split=part[1])
+        return source.subset(spml.split(source.ids, part[2]), f"[spml:{part[2]}]")
     match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d*):(-?\d*)\])?", split)
     if not match:
         raise UserError(f"The split {split!r} is not a name or a slice like 'trainval[:-500]'.")

@@ -1,4 +1,9 @@
-"""Anyone's images with labels in a CSV: columns image, labels (joined by a bar) and split."""
+"""Anyone's images with labels in a CSV: columns image, labels (joined by a bar) and split.
+
+Labels may be known in part: `?dog` among an image's labels says that nobody knows about the dog, `?` alone that nobody
+knows about what is not named; and with a column `negatives` of labels that are surely absent, what neither column names
+is unknown (`*` there: all others are absent).
+"""
 
 import csv
 import hashlib
@@ -22,6 +27,8 @@ class Row:
     image: str
     labels: tuple[str, ...]
     split: str
+    unknown: tuple[str, ...] = ()  # "?": all that is not named
+    negatives: tuple[str, ...] | None = None  # "*": all others; None: there is no such column
 
 
 def table(
@@ -37,6 +44,7 @@ def table(
     image_column: str = "image",
     labels_column: str = "labels",
     split_column: str = "split",
+    negatives_column: str = "",
     title: str = "",
 ) -> Source:
     """One split of a CSV file with a header and one image a row; an empty labels field is an image without
@@ -55,12 +63,15 @@ def table(
       val_share: for a file without a split column: about this share of the images, chosen by a hash of their
         paths, is "val" and the rest "train"; adding rows moves no image from one to the other.
       image_column, labels_column, split_column: headers.
+      negatives_column: header of known negatives; empty: "negatives", if there is such a column.
       title: what results call the data set; empty: the name of the CSV's folder and the CSV.
+    Returns:
+      The split; unknown entries are 0 in `labels`, in `observed` and in `scored`.
     Raises:
       UserError: the file, a row, a label or an image is not as expected; the sentence says which.
     """
     path = _locate(file)
-    columns = (image_column, labels_column, split_column)
+    columns = (image_column, labels_column, split_column, negatives_column)
     rows = read_rows(path, columns, separator, delimiter, val_share, classes_given=bool(classes))
     if val_share:
         train_split = "train"
@@ -74,27 +85,38 @@ def table(
             f"The folder of images {str(folder)!r} is not there: set 'images' to it (data section of {file!r})."
         )
     paths = [os.fspath(folder / row.image) for row in chosen]
-    labels = np.zeros((len(chosen), len(names)), np.uint8)
-    index = {name: column for column, name in enumerate(names)}
-    for number, row in enumerate(chosen):
-        labels[number, [index[name] for name in row.labels]] = 1
+    labels, observed = _arrays(chosen, names)
     ids = [row.image for row in chosen]
     return Source(
         name=f"{title or f'{path.resolve().parent.name}/{path.name}'} {split}",
         classes=names,
         ids=ids,
         labels=labels,
-        observed=np.ones_like(labels),
-        scored=np.ones_like(labels),
+        observed=observed,
+        scored=observed.copy(),
         read=Files(paths),
         fingerprint=fingerprint(
             ids,
             paths,
-            labels,
+            labels + 2 * (1 - observed),
             where=f"The split {split!r} of {str(path)!r}",
             hint="paths are relative to the CSV's folder unless 'images' names another",
         ),
     )
+
+
+def _arrays(rows: Sequence[Row], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and observed, (N l) uint8."""
+    labels = np.zeros((len(rows), len(names)), np.uint8)
+    observed = np.ones_like(labels)
+    index = {name: column for column, name in enumerate(names)}
+    for number, row in enumerate(rows):
+        labels[number, [index[name] for name in row.labels]] = 1
+        if "?" in row.unknown or (row.negatives is not None and "*" not in row.negatives):
+            observed[number] = labels[number]
+            observed[number, [index[name] for name in row.negatives or () if name != "*"]] = 1
+        observed[number, [index[name] for name in row.unknown if name != "?"]] = 0
+    return labels, observed
 
 
 def _locate(file: str) -> Path:
@@ -113,7 +135,7 @@ def _locate(file: str) -> Path:
 
 def read_rows(
     path: Path,
-    columns: tuple[str, str, str],
+    columns: tuple[str, str, str, str],
     separator: str = "|",
     delimiter: str = ",",
     val_share: float = 0.0,
@@ -124,7 +146,7 @@ def read_rows(
 
     Args:
       path: the file.
-      columns: headers of image, labels and split.
+      columns: headers of image, labels, split and known negatives (empty: "negatives", if it is there).
       separator, delimiter, val_share: see `table`.
       classes_given: whether a list of names will check the labels, so that they may hold other separators.
     """
@@ -145,7 +167,7 @@ def read_rows(
     lines = [(number, fields) for number, fields in lines if any(fields)]
     if len(lines) < 2:
         raise UserError(
-            f"{str(path)!r} has no rows: a header {delimiter.join(columns)!r} and a row for each image are expected."
+            f"{str(path)!r} has no rows: a header {delimiter.join(columns[:3])!r} and a row an image are expected."
         )
     positions = _positions(path, lines[0][1], columns, delimiter, val_share)
     rows = [_row(path, number, fields, lines[0][1], positions, separator, val_share) for number, fields in lines[1:]]
@@ -155,13 +177,14 @@ def read_rows(
 
 
 def _positions(
-    path: Path, header: list[str], columns: tuple[str, str, str], delimiter: str, val_share: float
-) -> tuple[int, int, int | None]:
-    """Where image, labels and split are in a row; no split where `val_share` stands for it."""
-    image, labels, split = columns
+    path: Path, header: list[str], columns: tuple[str, str, str, str], delimiter: str, val_share: float
+) -> tuple[int, int, int | None, int | None]:
+    """Where image, labels, split and negatives are in a row; no split where `val_share` stands for it."""
+    image, labels, split, negatives = columns
     if image not in header and any(field.lower().endswith(IMAGES) for field in header):
         raise UserError(
-            f"{str(path)!r} begins with {header!r}, which looks like an image: add a header row {','.join(columns)!r}."
+            f"{str(path)!r} begins with {header!r}, which looks like an image:"
+            f" add a header row {','.join(columns[:3])!r}."
         )
     if len(header) == 1 and (other := next((d for d in ";\t|," if d in header[0]), None)):
         raise UserError(
@@ -170,24 +193,27 @@ def _positions(
         )
     if twice := [name for name in set(header) if name and header.count(name) > 1]:
         raise UserError(f"{str(path)!r} has the column {twice[0]!r} more than once: rename one of them.")
-    for name, setting in ((image, "image_column"), (labels, "labels_column")):
+    wanted = ((image, "image_column"), (labels, "labels_column"), (negatives or labels, "negatives_column"))
+    for name, setting in wanted:
         if name not in header:
             raise UserError(
                 f"{str(path)!r} has no column {name!r}{nearest(name, header)}: rename the column or set {setting}."
             )
+    absent = negatives or "negatives"
+    last = header.index(absent) if absent in header else None
     if val_share:
         if split in header:
             raise UserError(
                 f"{str(path)!r} has a column {split!r}, so val_share={val_share} is not needed: remove one of them."
             )
-        return header.index(image), header.index(labels), None
+        return header.index(image), header.index(labels), None, last
     if split not in header:
         raise UserError(
             f"{str(path)!r} has no column {split!r}{nearest(split, header)}: add it, set split_column, or "
             "set val_share=0.2 "
             "to hold out a fifth of the images as 'val'."
         )
-    return header.index(image), header.index(labels), header.index(split)
+    return header.index(image), header.index(labels), header.index(split), last
 
 
 def _row(
@@ -195,7 +221,7 @@ def _row(
     number: int,
     fields: list[str],
     header: list[str],
-    positions: tuple[int, int, int | None],
+    positions: tuple[int, int, int | None, int | None],
     separator: str,
     val_share: float,
 ) -> Row:
@@ -214,8 +240,27 @@ def _row(
         split = fields[positions[2]]
         if not split:
             raise UserError(f"Line {number} of {str(path)!r} names no split: fill the field or remove the row.")
-    labels = dict.fromkeys(" ".join(label.split()) for label in fields[positions[1]].split(separator))
-    return Row(number, image, tuple(label for label in labels if label), split)
+    named = _names(fields[positions[1]], separator)
+    unknown = tuple(name[1:].strip() or "?" for name in named if name.startswith("?"))
+    labels = tuple(name for name in named if not name.startswith("?"))
+    negatives = None if positions[3] is None else _names(fields[positions[3]], separator)
+    every = [*labels, *unknown, *(negatives or ())]
+    if both := [name for name in every if every.count(name) > 1]:
+        raise UserError(
+            f"Line {number} of {str(path)!r} contradicts itself about {both[0]!r}: keep it once, as a label, as unknown"
+            " or as a negative."
+        )
+    return Row(number, image, labels, split, unknown, negatives)
+
+
+def _names(field: str, separator: str) -> tuple[str, ...]:
+    """The labels of a field, each once."""
+    return tuple(label for label in dict.fromkeys(" ".join(part.split()) for part in field.split(separator)) if label)
+
+
+def _all_names(row: Row) -> list[str]:
+    """Every label that a row speaks of."""
+    return [*row.labels, *(n for n in row.unknown if n != "?"), *(n for n in row.negatives or () if n != "*")]
 
 
 def _draw(image: str) -> float:
@@ -240,8 +285,8 @@ def _check_images(path: Path, rows: Iterable[Row]) -> None:
 def _check_names(path: Path, rows: Sequence[Row], separator: str, classes_given: bool) -> None:
     if pair := spelled_twice(row.split for row in rows):
         raise UserError(f"{str(path)!r} spells a split in two ways, {pair[0]!r} and {pair[1]!r}: use one of them.")
-    if pair := spelled_twice(name for row in rows for name in row.labels):
-        lines = [next(row.number for row in rows if name in row.labels) for name in pair]
+    if pair := spelled_twice(name for row in rows for name in _all_names(row)):
+        lines = [next(row.number for row in rows if name in _all_names(row)) for name in pair]
         raise UserError(
             f"{str(path)!r} spells a label in two ways, {pair[0]!r} (line {lines[0]}) and {pair[1]!r} "
             f"(line {lines[1]}): "
@@ -263,7 +308,7 @@ def _classes(path: Path, rows: Sequence[Row], classes: Sequence[str] | str, trai
     if classes:
         names = _given_classes(path, classes)
         for row in rows:
-            for name in row.labels:
+            for name in _all_names(row):
                 if name not in names:
                     alike = [other for other in names if key(other) == key(name)]
                     hint = f" (is it {alike[0]!r}?)" if alike else nearest(name, names)
@@ -272,8 +317,8 @@ def _classes(path: Path, rows: Sequence[Row], classes: Sequence[str] | str, trai
                     )
         return names
     splits = {row.split for row in rows}
-    names = sorted({name for row in rows for name in row.labels})
-    if not names:
+    names = sorted({name for row in rows for name in _all_names(row)})
+    if not any(row.labels for row in rows):
         raise UserError(f"No image of {str(path)!r} has a label: check the labels column.")
     if train_split not in splits and len(splits) > 1:
         raise UserError(
@@ -283,7 +328,7 @@ def _classes(path: Path, rows: Sequence[Row], classes: Sequence[str] | str, trai
         )
     trained = {name for row in rows if row.split == train_split or len(splits) == 1 for name in row.labels}
     if untrained := [name for name in names if name not in trained]:
-        row = next(row for row in rows if untrained[0] in row.labels)
+        row = next(row for row in rows if untrained[0] in _all_names(row))
         raise UserError(
             f"{str(path)!r} has labels that no image of the split {train_split!r} has: {some(untrained)} "
             f"(line {row.number}, "

@@ -7,23 +7,15 @@ work. Every random choice comes from the generator, so an example is a function 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from mljax.data import randaugment as ra
+from mljax.data.picture import OPENCV, RESIZE, Box, Picture, crop_and_resize, mirrored, opencv
 from mljax.errors import UserError, nearest
 
-Box = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom excluded
-
-RESIZE = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-    "nearest": Image.Resampling.NEAREST,
-}
 TRAIN_CROPS = ("squish", "multi_scale", "ssgrl", "random_resized", "center")
 EVALUATE_CROPS = ("squish", "center")
 RANDAUGMENT = ("none", "package", "paper")
@@ -57,6 +49,7 @@ def train(
     cutout_prob: float = 1.0,
     cutout_fill: str = "random",
     resize: str = "bilinear",
+    scaled: bool = False,
 ) -> "Train":
     """A training transform `(image, rng) -> (size, size, 3) uint8`.
 
@@ -81,7 +74,9 @@ def train(
       cutout_prob: of painting it. ASL 1, MulCon 0.5.
       cutout_fill: "random", one random colour, before RandAugment (ASL); "mean", ImageNet's mean, after it, which is
         zero once normalised (MulCon's option: cutout 244 / 448).
-      resize: the filter, with antialiasing where the image shrinks (but for "nearest"). SST and SARB: "bicubic".
+      resize: the filter, antialiased where the image shrinks (but for "nearest"), by Pillow: the reference. SST and
+        SARB: "bicubic". "antialias" and "fast" need OpenCV; see `mljax.data.picture`.
+      scaled: decode a JPEG at a half, quarter or eighth where the crop is still large enough; pixels differ.
     Raises:
       UserError: a value that does not exist or makes no sense, with the nearest that does.
     """
@@ -92,6 +87,7 @@ def train(
         check_between(name, [value], 0, 1)
     check_between("m", [m], 0, 30)
     check_integer("n", n, 0)
+    check_choice("scaled", scaled, (False, True))
     check_range("scale", scale, 1)
     check_range("ratio", ratio, math.inf)
     if sides is not None and crop != "ssgrl":
@@ -113,6 +109,7 @@ def train(
         cutout_prob=float(cutout_prob),
         cutout_fill=cutout_fill,
         resize=resize,
+        scaled=scaled,
     )
 
 
@@ -123,6 +120,7 @@ def evaluate(
     pre_size: int | None = None,
     resize: str = "bilinear",
     flip: bool = False,
+    scaled: bool = False,
 ) -> "Evaluate":
     """An evaluation transform `(image, rng) -> (size, size, 3) uint8`; `rng` is ignored and may be left out.
 
@@ -130,14 +128,15 @@ def evaluate(
       size: of the result, in pixels.
       crop: "squish" (nearly all papers) or "center" (SSGRL and C-Tran: size 576, pre_size 640), as in `train`.
       pre_size: for "center", the side to which the image is squished first; None: the largest square of the original.
-      resize: the filter.
+      resize, scaled: as in `train`.
       flip: mirror the image: the second view of test-time averaging.
     Raises:
       UserError: as `train`.
     """
     check_common(size, crop, EVALUATE_CROPS, pre_size, resize)
     check_choice("flip", flip, (False, True))
-    return Evaluate(size=size, crop=crop, pre_size=pre_size, resize=resize, flip=bool(flip))
+    check_choice("scaled", scaled, (False, True))
+    return Evaluate(size=size, crop=crop, pre_size=pre_size, resize=resize, flip=bool(flip), scaled=bool(scaled))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,12 +157,24 @@ class Train:
     cutout_prob: float
     cutout_fill: str
     resize: str
+    scaled: bool = False
+    pictures: ClassVar[bool] = True  # what it is given may be a Picture, not decoded yet
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, image: Image.Image | Picture, rng: np.random.Generator) -> np.ndarray:
         """(h w) RGB image -> (size, size, 3) uint8."""
-        image = squish(image, self.pre_size, self.resize)
-        image = resized(image, self.box(image.width, image.height, rng), self.size, self.resize)
+        picture = image if isinstance(image, Picture) else Picture(image)
+        width, height = picture.size if self.pre_size is None else (self.pre_size, self.pre_size)
+        box = self.box(width, height, rng)
+        found = crop_and_resize(picture, box, self.size, self.resize, pre_size=self.pre_size, scaled=self.scaled)
         cut = self.cutout > 0 and rng.random() < self.cutout_prob
+        if cut or self.randaugment != "none":
+            found = self._paint(found if isinstance(found, Image.Image) else Image.fromarray(found), cut, rng)
+        if rng.random() < self.flip:
+            found = mirrored(found)
+        return np.asarray(found)
+
+    def _paint(self, image: Image.Image, cut: bool, rng: np.random.Generator) -> Image.Image:
+        """Cutout and RandAugment; the image is ours to write into."""
         if cut and self.cutout_fill == "random":
             colour = rng.integers(256, size=3)
             image.paste((int(colour[0]), int(colour[1]), int(colour[2])), cutout_box(self.size, self.cutout, rng))
@@ -173,9 +184,7 @@ class Train:
             image = ra.paper(image, rng, n=self.n, m=self.m)
         if cut and self.cutout_fill == "mean":
             image.paste(MEAN_COLOUR, cutout_box(self.size, self.cutout, rng))
-        if rng.random() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(image)
+        return image
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """The part of the (squished) image that becomes the result."""
@@ -199,30 +208,17 @@ class Evaluate:
     pre_size: int | None
     resize: str
     flip: bool
+    scaled: bool = False
+    pictures: ClassVar[bool] = True
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, image: Image.Image | Picture, rng: np.random.Generator | None = None) -> np.ndarray:
         """(h w) RGB image -> (size, size, 3) uint8."""
         del rng
-        image = squish(image, self.pre_size, self.resize)
-        box = fixed_box(self.crop, image.width, image.height, self.size, self.pre_size)
-        image = resized(image, box, self.size, self.resize)
-        return np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip else image)
-
-
-def squish(image: Image.Image, side: int | None, resize: str) -> Image.Image:
-    """To side x side without keeping the aspect; None: leave it."""
-    return image if side is None else image.resize((side, side), RESIZE[resize])
-
-
-def resized(image: Image.Image, box: Box, size: int, resize: str) -> Image.Image:
-    """Crop and resize in one pass -> a new image, size x size.
-
-    Differs from the papers' crop followed by a resize: the filter sees the pixels just outside the box, so the
-    outermost result pixels can differ.
-    """
-    if (box[2] - box[0], box[3] - box[1]) == (size, size):
-        return image.crop(box)
-    return image.resize((size, size), RESIZE[resize], box=box)
+        picture = image if isinstance(image, Picture) else Picture(image)
+        width, height = picture.size if self.pre_size is None else (self.pre_size, self.pre_size)
+        box = fixed_box(self.crop, width, height, self.size, self.pre_size)
+        found = crop_and_resize(picture, box, self.size, self.resize, pre_size=self.pre_size, scaled=self.scaled)
+        return np.asarray(mirrored(found) if self.flip else found)
 
 
 def fixed_box(crop: str, width: int, height: int, size: int, pre_size: int | None) -> Box:
@@ -303,7 +299,9 @@ def ssgrl_sizes(size: int, pre_size: int | None, sides: Sequence[int] | None) ->
 def check_common(size: Any, crop: str, crops: Sequence[str], pre_size: Any, resize: str) -> None:
     check_integer("size", size, 1)
     check_choice("crop", crop, crops)
-    check_choice("resize", resize, RESIZE)
+    check_choice("resize", resize, (*RESIZE, *OPENCV))
+    if resize in OPENCV:
+        opencv(resize)
     if pre_size is None:
         return
     check_integer("pre_size", pre_size, 1)

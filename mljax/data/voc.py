@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mljax.data._instances import VocInstances
 from mljax.data.files import data_folder, fingerprint, some
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
@@ -95,6 +96,7 @@ def voc(
         observed=observed,
         scored=scored,
         read=Files(paths),
+        instances=VocInstances(folder, ids, CLASSES),
         fingerprint=fingerprint(ids, paths, labels, where=f"The list of {split!r} in {str(folder)!r}"),
     )
 
@@ -114,6 +116,36 @@ def apply_policy(ternary: np.ndarray, difficult: str, *, training: bool) -> tupl
     labels = ternary >= 0 if difficult == "V1" and training else positive
     scored = ternary != 0 if difficult in ("V1", "V4") else np.ones_like(positive)
     return kept, labels[kept].astype(np.uint8), scored[kept].astype(np.uint8)
+
+
+def write_submission(
+    folder: Path, source: Source, scores: np.ndarray, *, competition: str = "comp1", split: str = "test"
+) -> list[Path]:
+    """The server's files of the classification task, `{competition}_cls_{split}_{class}.txt`: a line an image.
+
+    Args:
+      folder: they go to `results/VOC2012/Main` in it, the paths that the server wants packed.
+      source: a VOC split; its ids are those of the lists.
+      scores: (N l), higher is likelier; any scale.
+      competition: "comp1", trained on VOC alone, or "comp2", on other data too (ImageNet weights are other data).
+    Returns:
+      The files, in the order of the classes.
+    Raises:
+      UserError: no such competition, scores that are not finite, or the disk cannot be written.
+    """
+    if competition not in ("comp1", "comp2"):
+        raise UserError(f"There is no classification task {competition!r}{nearest(competition, ('comp1', 'comp2'))}.")
+    if scores.shape != (len(source), len(CLASSES)) or not np.isfinite(scores).all():
+        raise UserError(f"The scores of {source.name} have shape {scores.shape} or are not finite: train again.")
+    place = folder / "results" / "VOC2012" / "Main"
+    paths = [place / f"{competition}_cls_{split}_{name}.txt" for name in CLASSES]
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for path, column in zip(paths, np.asarray(scores, np.float64).T):
+            path.write_text("".join(f"{name} {score:.6f}\n" for name, score in zip(source.ids, column)))
+    except OSError as error:
+        raise UserError(f"{str(place)!r} cannot be written ({error.strerror}): free space there.") from error
+    return paths
 
 
 def read_ids(folder: Path, split: str) -> list[str]:

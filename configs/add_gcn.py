@@ -1,0 +1,61 @@
+"""ADD-GCN: label features by activation maps, a static and a dynamic label graph (Ye et al., ECCV 2020).
+
+    python -m mljax.main --config=configs/add_gcn.py --workdir=runs/add_gcn              # embedded data set, minutes
+    python -m mljax.main --config=configs/add_gcn.py:coco2014 --workdir=runs/coco2014    # ResNet-101, 448, as the paper
+
+The paper's mAP with ResNet-101: COCO 84.2 (448), 85.2 (576, the word coco576); VOC2007 96.0, from a run on COCO.
+Ablations: --config.system.graphs=none | static | dynamic, --config.system.pooling=average
+"""
+
+from mljax import config as c
+
+
+def get_config(arg=None):
+    config = c.base()
+    config.system = dict(name="add_gcn", width=128, pooling="max", graphs="both", normalise=True)
+    config.optim.lr = 3e-3
+    config = c.choose(config, arg, WORDS)
+    config.vectors = "none"  # nothing here uses them
+    return config
+
+
+def paper(config, size=448):
+    """ResNet-101, SGD, the backbone at a tenth of the rate; images are squished to 64 pixels more than the crop."""
+    c.resnet101(config, size)
+    config.input.train = {"crop": "multi_scale", "pre_size": size + 64, "flip": 0.5}
+    config.system.update(width=1024, normalise=False)
+    config.optim.update(name="sgd", lr=5e-2, epochs=50, batch_size=16, weight_decay=1e-4, clip_norm=10.0)
+    config.optim.update(schedule="step", boundaries=(30, 40), momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.eval.every = 1
+
+
+def voc2007(config):
+    c.voc(config, "2007")
+    paper(config)
+
+
+def coco2014(config):
+    c.coco2014(config)
+    paper(config)
+
+
+def coco576(config):
+    c.coco2014(config)
+    paper(config, 576)
+
+
+def voc_resplit(config):
+    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached."""
+    c.voc_resplit(config, ("224", "224:flip"))
+    config.system.width = 512
+    config.optim.update(lr=3e-4, epochs=12, batch_size=64)
+    config.eval.every = 12
+
+
+def csv(config):
+    c.own_csv(config)
+    config.system.width = 512
+    config.optim.update(lr=3e-4, epochs=12, batch_size=64)
+
+
+WORDS = dict(voc2007=voc2007, coco2014=coco2014, coco576=coco576, voc_resplit=voc_resplit, csv=csv)

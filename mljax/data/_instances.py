@@ -1,0 +1,79 @@
+"""Where things stand in VOC and COCO images, read when label bias asks for it."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mljax.data.source import Instances
+from mljax.errors import UserError
+
+
+@dataclass(frozen=True)
+class VocInstances:
+    """`instances` of VOC: boxes of Annotations/{id}.xml, difficult ones included; areas are those of the boxes."""
+
+    folder: Path
+    ids: Sequence[str]
+    classes: tuple[str, ...]
+
+    def __call__(self, index: int) -> Instances:
+        path = self.folder / "Annotations" / f"{self.ids[index]}.xml"
+        try:
+            root = ElementTree.parse(path).getroot()
+            size = float(root.findtext("size/width", "")), float(root.findtext("size/height", ""))
+            objects = root.findall("object")
+            labels = [self.classes.index((item.findtext("name") or "").strip()) for item in objects]
+            corners = [
+                [float(item.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+                for item in objects
+            ]
+        except (OSError, ElementTree.ParseError, ValueError) as error:
+            raise UserError(
+                f"The boxes of {str(path)!r} cannot be read ({error}): unpack the annotations, or use"
+                " config.observe.bias='uniform'."
+            ) from None
+        boxes = np.array(corners, np.float64).reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2] - 1  # pixels from xmin to xmax, both included
+        return Instances(size, np.array(labels, np.int64), boxes, boxes[:, 2] * boxes[:, 3])
+
+
+@dataclass(frozen=True)
+class CocoInstances:
+    """`instances` of COCO: boxes and areas of segments, from the annotations file, which is read at the first call."""
+
+    path: Path
+    names: Sequence[str]
+    classes: tuple[str, ...]
+
+    @cached_property
+    def _table(self) -> dict[str, Instances]:
+        content: dict[str, Any] = json.loads(self.path.read_text())
+        column = {category["id"]: self.classes.index(category["name"]) for category in content["categories"]}
+        found: dict[int, list[dict[str, Any]]] = {}
+        for item in content["annotations"]:
+            found.setdefault(item["image_id"], []).append(item)
+        try:
+            return {
+                image["file_name"]: Instances(
+                    size=(float(image["width"]), float(image["height"])),
+                    labels=np.array([column[item["category_id"]] for item in items], np.int64),
+                    boxes=np.array([item["bbox"] for item in items], np.float64).reshape(-1, 4),
+                    areas=np.array([item["area"] for item in items], np.float64),
+                )
+                for image in content["images"]
+                for items in [found.get(image["id"], [])]
+            }
+        except KeyError as error:
+            raise UserError(
+                f"{str(self.path)!r} has instances without {error}: give the official instances file, or use"
+                " config.observe.bias='uniform'."
+            ) from None
+
+    def __call__(self, index: int) -> Instances:
+        return self._table[self.names[index]]

@@ -1,0 +1,142 @@
+"""GATN: ML-GCN on a graph that a transformer block makes from label correlations (Yuan et al., TOMM 2023).
+
+Cosines of label vectors, thresholded -> A. Two self-attentions over the rows of A, their product plus the identity is
+the graph -> ML-GCN's two graph convolutions -> classifiers for globally max-pooled features.
+
+Exact: forward pass and initialisation are those of the authors' code, a791702141/GATN.
+"""
+
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mljax.criterion import Criterion
+from mljax.data import labels as label_data
+from mljax.errors import UserError
+from mljax.layers import MultiHeadAttention, constant, encode, final, layer_norm, torch_linear_init
+from mljax.published import Names, Published
+from mljax.systems import _graph
+from mljax.types import Batch, Constant, Meta, Outputs
+
+HEADS = 5  # the authors'
+
+
+class CorrelationTransformer(nn.Module):
+    """Correlation (l l) -> (l l): attention1(LN(A)) . attention2(LN(A)), rows as tokens of width l, no residuals."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, correlation: jax.Array) -> jax.Array:
+        x = layer_norm("norm", jnp.float32, epsilon=1e-6)(correlation)[None]
+        init, width = torch_linear_init(x.shape[-1]), x.shape[-1]
+        parts = []
+        for name in ("attention1", "attention2"):
+            attention = MultiHeadAttention(self.heads, width, kernel_init=init, bias_init=init, name=name)
+            parts.append(attention(x, x, x, train=False)[0][0])
+        return parts[0] @ parts[1]
+
+
+class GATN(nn.Module):
+    """The network; settings are explained at `gatn`, which builds it.
+
+    Attributes:
+      correlation: (l l) A, thresholded and re-weighted.
+      vectors: (l e) label vectors, not normalised.
+
+    Attention is the class activation map.
+    """
+
+    backbone: nn.Module
+    criterion: Criterion
+    labels: int
+    correlation: Constant
+    vectors: Constant
+    width: int
+    heads: int
+    dtype: Any = jnp.float32
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        feature_map = final(encode(self.backbone, batch, train=train))
+        correlation = constant(self, "correlation", self.correlation)
+        learned = CorrelationTransformer(self.heads, name="transformer")(correlation)
+        graph = _graph.normalise(learned + jnp.eye(self.labels, dtype=learned.dtype))
+        gcn = _graph.GraphClassifiers(self.width, feature_map.shape[-1], name="gcn")
+        return _graph.classify(feature_map, gcn(constant(self, "vectors", self.vectors), graph))
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del step
+        return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
+
+
+def gatn(
+    *,
+    backbone: nn.Module,
+    criterion: Criterion,
+    meta: Meta,
+    width: int = 1024,
+    heads: int | None = None,
+    low: float = 0.4,
+    high: float = 1.0,
+    dtype: Any = jnp.float32,
+    axis: str | None = None,
+) -> GATN:
+    """GATN for a data set.
+
+    Args:
+      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
+      width: of the hidden graph layer; the second gives as many features as the backbone.
+      heads: of the correlation transformer, must divide the number of labels; None: 5 as the authors', or the largest
+        number below that divides.
+      low, high: cosines from low to below high are edges. The authors: 0.4 to 1.0 for VOC, 0.2 to 1.0 for COCO.
+    Raises:
+      UserError: no label vectors, heads that do not divide the labels, or an empty band.
+    Reference: Yuan et al., "Graph Attention Transformer Network for Multi-Label Image Classification", TOMM 2023.
+    Differs from the authors' code: row sums of the learned graph that are negative or zero give no NaN, see
+    `mljax.systems._graph.normalise`; any number of labels works, not only multiples of five.
+    """
+    count = meta.num_labels
+    if heads is None:
+        heads = max(k for k in range(1, HEADS + 1) if count % k == 0)
+    if heads < 1 or count % heads:
+        divisors = ", ".join(str(k) for k in range(1, count + 1) if count % k == 0)
+        raise UserError(
+            f"config.system.heads is {heads} and GATN's attention is as wide as {meta.name!r} has labels, {count};"
+            f" choose one of {divisors}."
+        )
+    if not low < high:
+        raise UserError(f"config.system.low is {low} and high is {high}; no cosine is from low to below high.")
+    vectors = _graph.vectors(meta, "GATN")
+    correlation = label_data.gatn_correlation(label_data.cosine(vectors), low, high)
+    return GATN(
+        backbone, criterion, count, Constant(correlation), Constant(np.asarray(vectors)), width, heads, dtype, axis
+    )  # fmt: skip
+
+
+def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The trunk was called `features` once, and wrapped by itself."""
+    pattern = re.compile(r"^(module\.)?(features|backbone)\.(module\.)?")
+    return {pattern.sub("backbone.", name): value for name, value in state.items()}
+
+
+def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
+    """The correlation is not in the file: it is computed from the data set's label vectors and the thresholds."""
+    block: dict[str, Any] = {"norm": names.norm("transformerblock.attention_norm1")}
+    for i in (1, 2):
+        parts = ("query", "key", "value", "out")
+        block[f"attention{i}"] = {part: names.linear(f"transformerblock.attn{i}.{part}") for part in parts}
+    assert isinstance(system, GATN)
+    return {
+        "params": {"gcn": _graph.published_classifiers(names), "transformer": block},
+        "constants": {"correlation": system.correlation.value, "vectors": system.vectors.value},
+    }
+
+
+PUBLISHED = Published(_convert, trunk="backbone.", ignored=r"linear_A\.(weight|bias)", rename=_rename)
+NAMES = {"gatn": gatn}

@@ -1,0 +1,129 @@
+"""ROLE: regularised online label estimation, around any system (Cole et al., CVPR 2021).
+
+From one positive label per image a classifier and an estimate of all labels are learnt together: the estimate is a
+table with a free logit for every training image and label.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mljax import weak_labels
+from mljax.errors import UserError
+from mljax.systems import _around
+from mljax.types import Batch, Constant, Meta, Outputs
+
+CERTAIN = float(np.log(0.995 / 0.005))  # 5.293, of an observed positive; -5.293 of an observed negative
+SPREAD = float(np.log(0.6 / 0.4))  # 0.405, all others start uniformly within +-SPREAD
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleCriterion:
+    """Takes the place of the classification loss of the inner system; `theta` (b l) travels in the batch.
+
+    Attributes:
+      expected: positives per image k.
+      eps: inside the logarithms.
+    """
+
+    expected: float
+    eps: float = 1e-5
+
+    def __call__(
+        self,
+        logits: jax.Array,
+        batch: Batch,
+        *,
+        labels: jax.Array | None = None,
+        observed: jax.Array | None = None,
+        axis: str | None = None,
+    ) -> jax.Array:
+        """`weak_labels.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
+        truth: Any = batch["labels"] if labels is None else labels
+        known: Any = batch["observed"] if observed is None else observed
+        logits, theta = logits.astype(jnp.float32), batch["theta"]
+        return weak_labels.role(
+            logits, theta, truth * known, expected=self.expected, eps=self.eps, mask=batch["mask"], axis=axis
+        )
+
+
+class Role(nn.Module):
+    """A system whose classification loss is ROLE's, and the table of estimated labels.
+
+    Attributes:
+      backbone: of `net`, the same object.
+      net: any system, built with a `RoleCriterion`; what else its own loss has stays.
+      known: (N l) int8, see `_around.codes`; where the table starts.
+    """
+
+    backbone: nn.Module
+    net: Any
+    known: Constant
+    dtype: Any = jnp.float32
+    axis: str | None = None
+
+    def setup(self) -> None:
+        self.label_table = self.param("label_table", self._start)
+
+    def _start(self, key: jax.Array) -> jax.Array:
+        known = jnp.asarray(self.known.value)
+        free = jax.random.uniform(key, known.shape, jnp.float32, -SPREAD, SPREAD)
+        return jnp.where(known == 0, free, known.astype(jnp.float32) * CERTAIN)
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        return self.net(batch, train=train)
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return self.net.loss({**batch, "theta": self.label_table[batch["index"]]}, step)
+
+    def scores(self, batch: Batch) -> jax.Array:
+        return _around.scores(self.net, batch)
+
+    def refresh(self, variables: Mapping[str, Any], score: Any, epoch: int) -> dict[str, Any]:
+        return _around.refresh(self.net, variables, score, epoch)
+
+
+def role(
+    *,
+    backbone: nn.Module,
+    criterion: Any,
+    meta: Meta,
+    net: Any = None,
+    expected: float = 2.9,
+    eps: float = 1e-5,
+    dtype: Any = jnp.float32,
+    axis: str | None = None,
+) -> Role:
+    """ROLE for a data set.
+
+    L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
+    the batch; see `mljax.weak_labels.role`. The table starts uniformly within +-logit(0.6), observed positives at
+    logit(0.995), observed negatives at logit(0.005). It is trained at ten times the rate, without weight decay, and not
+    averaged (`mljax.groups.label_tables`); a group of config.optim.groups that names "label_table" overrides that.
+
+    Args:
+      criterion: not used; the loss is ROLE's.
+      net: the section of the system around which it works; None: the baseline.
+      expected: positives per image k: 1.5 on VOC 2012, 2.9 on COCO, 1.9 on NUS-WIDE, 31.4 on CUB.
+      eps: inside the logarithms.
+    Reference: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021.
+    Differs from the authors' code: a later stage takes the table as it is, where theirs takes the logit of its
+      probabilities clipped by 1e-5.
+    """
+    del criterion
+    if not 0 <= expected <= meta.num_labels:
+        raise UserError(
+            f"config.system.expected is {expected}, positives per image: from 0 to the {meta.num_labels} labels of"
+            f" {meta.name}."
+        )
+    common = {"backbone": backbone, "meta": meta, "dtype": dtype, "axis": axis}
+    system = _around.inner(net or {"name": "baseline"}, criterion=RoleCriterion(float(expected), eps), **common)
+    return Role(backbone, system, _around.codes(meta), dtype, axis)
+
+
+NAMES = {"role": role}

@@ -1,0 +1,123 @@
+"""SSGRL: semantic-specific graph representation learning (Chen, Xu, Hui, Wu, Lin; ICCV 2019).
+
+Backbone -> 2x2 average pooling -> semantic decoupling: each label's vector looks for its label on the map and pools one
+feature (b l d) -> gated propagation over the label graph -> one classifier per label.
+
+Exact: forward pass, graph and start of the weights are those of the authors' code, HCPLab-SYSU/SSGRL. With partial
+labels and `config.loss.name = "partial_bce"` it is the baseline that SST and SARB are compared with.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mljax.criterion import Criterion
+from mljax.layers import constant, encode, final
+from mljax.published import Names, Published
+from mljax.systems import _semantic
+from mljax.types import Batch, Constant, Meta, Outputs
+
+RESET_GATES = ("released", "fixed")
+
+
+class SSGRL(nn.Module):
+    """The network; settings are explained at `ssgrl`, which builds it.
+
+    Label features are those before propagation (b l d), d the backbone's width. `extra`: `propagated` (b l d).
+    """
+
+    backbone: nn.Module
+    criterion: Criterion
+    labels: int
+    adjacency: Constant
+    vectors: Constant
+    width: int
+    hidden: int
+    steps: int
+    reset_gate: str
+    pool: int
+    dtype: Any = jnp.float32
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        feature_map = final(encode(self.backbone, batch, train=train))
+        decoupling = _semantic.Decoupling(
+            self.labels, None, self.hidden, self.pool, "semantic", self.dtype, self.axis, name="decoupling"
+        )
+        features, attention = decoupling(feature_map, constant(self, "vectors", self.vectors), train=train)
+        head = _semantic.GraphClassifier(self.width, self.steps, self.reset_gate, self.dtype, name="head")
+        logits, propagated = head(features, constant(self, "adjacency", self.adjacency))
+        return Outputs(logits, features, attention, {"propagated": propagated})
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del step
+        return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
+
+
+def ssgrl(
+    *,
+    backbone: nn.Module,
+    criterion: Criterion,
+    meta: Meta,
+    width: int = 2048,
+    hidden: int | None = None,
+    steps: int = 3,
+    reset_gate: str = "released",
+    graph: str = "labels",
+    pool: int = 2,
+    dtype: Any = jnp.float32,
+    axis: str | None = None,
+) -> SSGRL:
+    """SSGRL for a data set with label vectors.
+
+    Args:
+      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
+      width: of what is classified; label features keep the backbone's width.
+      hidden: of the joint space of positions and label vectors; None: half of width, as the authors'.
+      steps: of the propagation; 0 is the network without a graph.
+      reset_gate: "released": the reset gate uses the update gate's U, as the released code and so its checkpoints do;
+        "fixed": its own, as the paper writes.
+      graph: conditional probabilities of the training "labels", "none", or a .npy file of them (l l): the authors'
+        checkpoints do not hold the graph.
+      pool: side of the average pooling of the map; 1: none.
+    Raises:
+      UserError: an unknown choice, a setting out of range, no label vectors, a graph of another size.
+    Reference: Chen et al., "Learning Semantic-Specific Graph Representation for Multi-Label Image Recognition",
+    ICCV 2019, eq. 1 to 10.
+    Differs from the authors' code: nothing in values; see `mljax.layers.SemanticPooling` for how scores are computed.
+    """
+    _semantic.choice("reset_gate", reset_gate, RESET_GATES)
+    _semantic.at_least(0, steps=steps)
+    _semantic.at_least(1, pool=pool, width=width, hidden=width // 2 if hidden is None else hidden)
+    vectors = Constant(_semantic.label_vectors(meta, "SSGRL"))
+    adjacency = Constant(_semantic.graph(meta, graph))
+    hidden = width // 2 if hidden is None else hidden
+    return SSGRL(
+        backbone, criterion, meta.num_labels, adjacency, vectors, width, hidden, steps, reset_gate, pool, dtype, axis
+    )  # fmt: skip
+
+
+def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
+    """Neither graph nor label vectors are in the file: they stay the data set's."""
+    assert isinstance(system, SSGRL)
+    gates = {
+        f"{gate}_{part}": f"graph_net.fc_eq{i}_{part}"
+        for i, gate in enumerate(("update", "reset", "candidate"), 3)
+        for part in "wu"
+    }
+    if system.reset_gate == "released":
+        del gates["reset_u"]
+        names.ignore(r"graph_net\.fc_eq4_u\.(weight|bias)")
+    pooling = _semantic.published_decoupling(names, "word_semantic", ("fc_1", "fc_2", "fc_3", "fc_a"))
+    head = _semantic.published_classifier(names, gates, "fc_output")
+    return {
+        "params": {"decoupling": {"pooling": pooling}, "head": head},
+        "constants": {"adjacency": system.adjacency.value, "vectors": system.vectors.value},
+    }
+
+
+PUBLISHED = Published(_convert, trunk="resnet_101.")
+NAMES = {"ssgrl": ssgrl}

@@ -1,0 +1,142 @@
+"""CSRA against the authors' numbers, a plain numpy loop, and what it says when its settings make no sense."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from conftest import golden_file
+from mljax import published
+from mljax.criterion import criterion
+from mljax.errors import UserError
+from mljax.systems.csra import TEMPERATURES, csra
+from mljax.types import Meta
+
+L, D = 6, 16
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def build(labels=L, **settings):
+    nothing = np.zeros((0, labels), np.uint8)
+    meta = Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=nothing, observed=nothing)
+    return csra(backbone=None, criterion=criterion({"name": "bce"}), meta=meta, **settings)
+
+
+def golden(heads):
+    found = np.load(golden_file("csra.npz"))
+    start = f"heads{heads}/"
+    case = {name.removeprefix(start): found[name] for name in found.files if name.startswith(start)}
+    weights = {name.removeprefix("w/"): value for name, value in case.items() if name.startswith("w/")}
+    return found["in/feature_map"], weights, case
+
+
+def by_hand(x, kernels, temperatures, lam):
+    """(b h w d), (k l d) -> logits per head (b k l), label features (b l d) and attention (b k l n), image by image."""
+    b, h, w, d = x.shape
+    k, l = kernels.shape[:2]
+    logits, features, attention = np.zeros((b, k, l)), np.zeros((b, l, d)), np.zeros((b, k, l, h * w))
+    for i in range(b):
+        points = x[i].reshape(-1, d).astype(np.float64)
+        for head, temperature in enumerate(temperatures):
+            for label in range(l):
+                vector = kernels[head, label].astype(np.float64)
+                scores = points @ (vector / np.sqrt((vector**2).sum()))
+                weights = np.exp(temperature * scores - (temperature * scores).max())
+                weights /= weights.sum()
+                if temperature == 99:
+                    weights = np.arange(h * w) == scores.argmax()
+                feature = points.mean(0) + lam * (weights[:, None] * points).sum(0)
+                logits[i, head, label] = feature @ vector / np.sqrt((vector**2).sum())
+                features[i, label] += feature / k
+                attention[i, head, label] = weights
+    return logits, features, attention
+
+
+@pytest.mark.parametrize("prefix", ["", "classifier."])
+@pytest.mark.parametrize("heads", [1, 2, 4, 6, 8])
+def test_authors_numbers(heads, prefix):
+    x, weights, case = golden(heads)
+    system = build(heads=heads, lam=0.1 if heads == 1 else 0.4)
+    assert system.temperatures == tuple(float(case[f"out/head{k}_temperature"]) for k in range(heads))
+    variables = published.convert_head({prefix + name: value for name, value in weights.items()}, system)
+    out = system.apply(variables, {"endpoints": {"32": x.transpose(0, 2, 3, 1)}})
+    np.testing.assert_allclose(out.logits, case["out/logits"], **CLOSE)
+    for k in range(heads):
+        np.testing.assert_allclose(out.extra["head_logits"][:, k], case[f"out/head{k}_logits"], **CLOSE)
+
+
+@pytest.mark.parametrize("settings", [{"heads": 6, "lam": 0.3}, {"temperatures": (0.5, 20.0, 99.0), "lam": 1.5}])
+def test_label_features_and_attention(settings):
+    rng = np.random.default_rng(0)
+    system = build(**settings)
+    x = rng.normal(size=(3, 2, 5, D)).astype(np.float32)
+    kernels = rng.normal(size=(len(system.temperatures), L, D)).astype(np.float32)
+    out = system.apply({"params": {"kernel": kernels.transpose(0, 2, 1)}}, {"endpoints": {"32": x}})
+    logits, features, attention = by_hand(x, kernels, system.temperatures, system.lam)
+    np.testing.assert_allclose(out.extra["head_logits"], logits, **CLOSE)
+    np.testing.assert_allclose(out.logits, logits.sum(1), **CLOSE)
+    np.testing.assert_allclose(out.label_features, features, **CLOSE)
+    np.testing.assert_allclose(out.attention.reshape(attention.shape), attention, **CLOSE)
+
+
+def test_loss_and_its_gradient():
+    rng = np.random.default_rng(1)
+    system = build(heads=4, lam=0.5)
+    x = rng.normal(size=(2, 3, 3, D)).astype(np.float32)
+    labels = (rng.random((2, L)) < 0.5).astype(np.float32)
+    kernels = rng.normal(size=(4, L, D)).astype(np.float32)
+    batch = {"endpoints": {"32": x}, "labels": labels, "observed": np.ones_like(labels), "mask": np.ones(2, np.float32)}
+
+    def loss(kernel):
+        return system.apply({"params": {"kernel": kernel}}, batch, jnp.int32(0), method="loss")[0]
+
+    def expected(kernels):
+        logits = by_hand(x, kernels, system.temperatures, 0.5)[0].sum(1)
+        return np.mean(np.logaddexp(0, logits) - labels * logits)
+
+    value, grad = jax.value_and_grad(loss)(jnp.asarray(kernels.transpose(0, 2, 1)))
+    np.testing.assert_allclose(value, expected(kernels), rtol=1e-5)
+    for _ in range(4):
+        step = 1e-5 * rng.normal(size=kernels.shape)
+        slope = (expected(kernels + step) - expected(kernels - step)) / 2
+        np.testing.assert_allclose((np.asarray(grad).transpose(0, 2, 1) * step).sum(), slope, rtol=1e-3, atol=1e-9)
+
+
+def test_no_attention_is_the_mean_and_a_scale_of_the_kernel_changes_nothing():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 3, 3, D)).astype(np.float32)
+    kernel = rng.normal(size=(1, D, L)).astype(np.float32)
+    plain = build(lam=0.0).apply({"params": {"kernel": kernel}}, {"endpoints": {"32": x}}).logits
+    np.testing.assert_allclose(plain, x.mean((1, 2)) @ (kernel[0] / np.linalg.norm(kernel[0], axis=0)), **CLOSE)
+    a, b = (build().apply({"params": {"kernel": s * kernel}}, {"endpoints": {"32": x}}).logits for s in (1, 7))
+    np.testing.assert_allclose(a, b, **CLOSE)
+
+
+def test_names_of_the_released_checkpoints():
+    """checkpoints.md 11: one head's kernel beside a bare ResNet-101."""
+    system = build(labels=80, heads=1)
+    state = {"classifier.multi_head.0.head.weight": np.ones((80, 2048, 1, 1), np.float32)}
+    trunk = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}
+    assert published.convert_head(state | trunk, system)["params"]["kernel"].shape == (1, 2048, 80)
+    assert published.split(state | trunk, published.of(system))[0].keys() == trunk.keys()
+    wrapped = {f"module.{name}": value for name, value in (state | trunk).items()}
+    assert published.split(wrapped, published.of(system))[0].keys() == trunk.keys()
+
+
+def test_what_a_user_can_get_wrong():
+    with pytest.raises(UserError, match=r"heads is 3 and the paper's temperatures are for 1, 2, 4, 6, 8; choose one"):
+        build(heads=3)
+    with pytest.raises(UserError, match=r"temperatures is \(1.0, 0.0\); every temperature must be above 0"):
+        build(temperatures=(1.0, 0.0))
+    with pytest.raises(UserError, match="lam is -1; the weight of the attention must be a number from 0 on"):
+        build(lam=-1)
+    _, weights, _ = golden(4)
+    with pytest.raises(UserError, match=r"have 4 heads and the system has 1; set config.system.heads=4"):
+        published.convert_head(weights, build(heads=1))
+
+
+def test_words_of_the_config():
+    found = toy.config("csra", "coco2014,heads=6")
+    assert (found.system.heads, found.system.lam, found.optim.every) == (6, 0.5, 5)
+    assert {k: len(v) for k, v in TEMPERATURES.items()} == {k: k for k in (1, 2, 4, 6, 8)}

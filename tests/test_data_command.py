@@ -1,0 +1,209 @@
+"""python -m mljax.data: statistics and their checks, the page of samples, packing; and facts kept of a split."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mljax import main as command_line
+from mljax.data import __main__ as data
+from mljax.data import _known, facts, labels, show, stats, transforms
+from mljax.data.packed import packed
+from mljax.data.source import Source
+from mljax.errors import UserError
+
+SCENES = "configs/baseline.py:smoke"
+NEVER = ["--config.data.train_images=30", "--config.data.test_images=12"]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLJAX_CACHE", str(tmp_path / "cache"))
+
+
+def split(name: str, labels: np.ndarray, classes, **changes) -> Source:
+    ones = np.ones_like(labels)
+    whole = Source(
+        name=name, classes=tuple(classes), ids=[f"{name} {i}" for i in range(len(labels))], labels=labels,
+        observed=ones, scored=ones, read=lambda i: np.full((20, 30, 3), i, np.uint8), fingerprint=name,
+    )  # fmt: skip
+    return dataclasses.replace(whole, **changes)
+
+
+def official(name: str, counts, classes, images: int) -> Source:
+    """A split with these counts of images per class."""
+    table = (np.arange(images)[:, None] < np.array(counts)[None]).astype(np.uint8)
+    return split(name, table, classes)
+
+
+def test_known_counts():
+    """Of systems whose papers print them: sums and sizes."""
+    sums = {"VOC2007 trainval": 7306, "VOC2007 test": 7013, "COCO2014 train": 241035, "COCO2014 val": 116592}
+    assert {name: sum(_known.counts(name).values()) for name in sums} == sums
+    assert _known.counts("COCO2014 train")["person"] == 45174 and _known.counts("VOC2007 test")["dog"] == 418
+    assert _known.counts("COCO2014 train (all images)") == _known.counts("COCO2014 train")
+    assert _known.counts("VOC2007 re-split test") is None
+    assert _known.IMAGES["COCO2014 train"][0] + _known.IMAGES["COCO2014 val"][0] == 122218
+
+
+def test_counts_of_the_published_labels(real_data):
+    with np.load(real_data / "labels" / "voc2007_labels.npz", allow_pickle=False) as arrays:
+        for name in ("trainval", "test"):
+            ternary = arrays[f"{name}_labels"]
+            source = split(f"VOC2007 {name}", (ternary >= 0).astype(np.uint8), _known.VOC, scored=(ternary != 0) * 1)
+            fine, wrong = stats.check(source)
+            assert not wrong and len(fine) == 2 and "each of its 20 classes" in fine[1]
+
+
+def test_a_wrong_class_order_or_number_of_images_is_found():
+    counts = list(_known.COUNTS["VOC2007 test"])
+    assert stats.check(official("VOC2007 test", counts, _known.VOC, 4952))[1] == []
+    exchanged = [counts[1], counts[0], *counts[2:]]
+    assert "the order of classes is wrong" in stats.check(official("VOC2007 test", exchanged, _known.VOC, 4952))[1][0]
+    fewer = [counts[0] - 7, *counts[1:]]
+    wrong = stats.check(official("VOC2007 test", fewer, _known.VOC, 4900))[1]
+    assert "has 4,900 images, but 4,952 are published" in wrong[0] and "aeroplane 197 for 204" in wrong[1]
+    reverse = official("VOC2007 test", counts[::-1], _known.VOC[::-1], 4952)
+    assert "begins with the class 'tvmonitor', not one of the papers' orders" in stats.check(reverse)[1][0]
+    by_id = [_known.counts("COCO2014 val")[name] for name in _known.CLASS_ORDERS["COCO"][1]]
+    assert stats.check(official("COCO2014 val", by_id, _known.CLASS_ORDERS["COCO"][1], 40137))[1] == []
+    assert "about 83,898" in stats.check(split("NUS-WIDE official test", np.ones((9, 2), np.uint8), "ab"))[1][0]
+    assert "no published counts" in stats.check(split("mine", np.ones((9, 2), np.uint8), "ab"))[0][0]
+
+
+def test_the_table():
+    table = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]], np.uint8)
+    scored = np.ones_like(table)
+    scored[2, 0] = 0  # a difficult object that training counts
+    source = split("mine train", table, ["cat", "dog", "ox"], scored=scored)
+    text = stats.describe([source, split("mine test", table[:1], ["cat", "dog", "ox"])])
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert lines["mine train"][2:] == ["4", "3", "5", "1.250", "3", "2", "1"]
+    assert "cat" in text and "most often together: cat + dog 2, cat + ox 1, dog + ox 1" in text
+
+
+def test_overlap_by_name_and_by_content():
+    one, other = (split(name, np.ones((4, 2), np.uint8), "ab") for name in ("x", "y"))
+    assert stats.overlap(one, other) is None
+    assert "share 4 images: 'x 0'" in stats.overlap(one, other, content=True)
+    same = dataclasses.replace(other, ids=["q", "x 2", "r", "s"])
+    assert "x and y share 1 images: 'x 2'" in stats.overlap(one, same)
+    assert "one and the same split" in stats.overlap(one, one)
+    halves = one.subset(np.arange(2), "[:2]"), one.subset(np.arange(2, 4), "[2:]")
+    assert stats.overlap(*halves) is None and "share 2" in stats.overlap(halves[0], one)
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = command_line.guarded(lambda: data.main(list(map(str, argv))))
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_stats_command(capsys):
+    status, out, _ = run(capsys, "stats", SCENES, *NEVER, "--content")
+    assert status == 0 and "by name and content" in out and "images per class" in out
+    status, _, err = run(capsys, "stats", SCENES, "--config.splits.eval=train", *NEVER)
+    assert status == 2 and "one and the same split" in err
+
+
+def test_show_command(capsys, tmp_path):
+    out = tmp_path / "pages" / "page.png"
+    status, said, _ = run(capsys, "show", SCENES, *NEVER, f"--out={out}", "--count=3", "--views=2")
+    assert status == 0 and "3 photos" in said
+    with Image.open(out) as page:
+        assert page.width > 2.5 * 224 and page.height > 3 * 224
+    status, _, err = run(capsys, "show", SCENES, *NEVER, f"--out={out}.nothing")
+    assert status == 2 and "cannot be written" in err
+
+
+def test_page_shows_the_augmented_image_and_labels():
+    table = np.array([[1, 0, 1]], np.uint8)
+    scored, observed = np.array([[1, 0, 1]], np.uint8), np.array([[1, 1, 0]], np.uint8)
+    source = split("x", table, ["cat", "dog", "ox"], scored=scored, observed=observed)
+    assert show.labels_of(source, 0) == ["cat", "dog?", "(ox)"]
+    assert show.labels_of(split("x", table * 0, "abc"), 0) == ["(no label)"]
+    source = dataclasses.replace(source, read=lambda i: np.full((32, 32, 3), (250, 10, 10), np.uint8))
+    page = np.asarray(show.page(source, transforms.train(32), count=1, views=2, cell=32))
+    for view in range(3):  # the original and two views, all red
+        x = 8 + view * 40
+        assert (page[8:40, x : x + 32] == [250, 10, 10]).all()
+    with pytest.raises(UserError, match="ask for at least one"):
+        show.page(source, transforms.train(32), count=0)
+
+
+def test_pack_command(capsys, tmp_path):
+    out = tmp_path / "packed"
+    status, said, err = run(capsys, "pack", SCENES, out, *NEVER)
+    assert status == 0 and "30 images" in said and "12 images" in said and "packing" in err
+    assert "--config.data.name=packed" in said
+    assert len(packed("train", training=True, root=str(out))) == 30
+    status, said, _ = run(capsys, "pack", SCENES, out, *NEVER)
+    assert status == 0 and said.count("was packed before") == 2
+    status, _, err = run(capsys, "pack", SCENES, out, *NEVER, "--short-side=50")
+    assert status == 2 and "was begun with short_side=None" in err
+    status, said, _ = run(
+        capsys,
+        "stats",
+        SCENES,
+        "--config.data.name=packed",
+        f"--config.data.root={out}",
+        "--config.splits.eval=test[:5]",
+    )
+    assert status == 0
+
+
+def test_wrong_words(capsys, tmp_path):
+    for argv, message in (
+        (["stat", SCENES], "no command 'stat' .did you mean 'stats'"),
+        (["stats", SCENES, "more"], "'more' is left over"),
+        (["pack", SCENES], "folder to pack into is missing"),
+        (["prepare", "voc2007"], "--root is missing"),
+        (["prepare", "voc2007", "--root=x", "--config.seed=1"], "no --config"),
+        (["stats", SCENES, "--config.data.rot"], "needs a value"),
+        (["stats", SCENES, "--contents"], "no flag --contents .did you mean '--content'"),
+        (["stats", SCENES, "--config.data.train_imags=3"], "train_imags"),
+        (["show", SCENES, "--count=0", *NEVER, f"--out={tmp_path}/x.png"], "is empty"),
+        (["prepare", "voc207", f"--root={tmp_path}"], "did you mean 'voc2007'"),
+    ):
+        status, _, err = run(capsys, *argv)
+        assert status == 2 and re.search(message, err), (argv, err)
+
+
+def test_cooccurrence_is_kept_under_the_fingerprint(monkeypatch):
+    table = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]], np.uint8)
+    source = split("x", table, "abc")
+    found = facts.cooccurrence(source)
+    assert found.counts.tolist() == [[0, 2, 1], [2, 0, 1], [1, 1, 0]] and found.nums.tolist() == [3, 2, 1]
+    np.testing.assert_allclose(found.conditional[:, 1], [2 / 3, 1, 1])
+    calls = []
+    compute = labels.cooccurrence
+    monkeypatch.setattr(labels, "cooccurrence", lambda *a: calls.append(1) or compute(*a))
+    np.testing.assert_array_equal(facts.cooccurrence(source).counts, found.counts)
+    assert not calls
+    hidden = np.ones_like(table)
+    hidden[0, 1] = 0
+    thinned = facts.cooccurrence(dataclasses.replace(source, labels=table * hidden, observed=hidden))
+    assert calls and thinned.counts[0, 1] == 1
+    facts.cooccurrence(dataclasses.replace(source, fingerprint="y"))
+    assert len(calls) == 2
+
+
+def test_label_vectors_are_kept(tmp_path, monkeypatch):
+    path = tmp_path / "v.npz"
+    np.savez(path, names=np.array(["a", "b"]), vectors=np.eye(2, 3, dtype=np.float32))
+    source = split("x", np.ones((1, 2), np.uint8), "ba")
+    assert facts.vectors(source, file=str(path)).tolist() == [[0, 1, 0], [1, 0, 0]]
+    monkeypatch.setattr(labels, "load_vectors", None)  # not called again
+    assert facts.vectors(source, file=str(path)).tolist() == [[0, 1, 0], [1, 0, 0]]
+    monkeypatch.undo()
+    monkeypatch.setenv("MLJAX_CACHE", str(tmp_path / "cache"))
+    np.savez(path, names=np.array(["a", "b"]), vectors=2 * np.eye(2, 4, dtype=np.float32))
+    assert facts.vectors(source, file=str(path)).tolist() == [[0, 2, 0, 0], [2, 0, 0, 0]]
+    for damaged in (tmp_path / "cache" / "vectors").glob("*.npz"):
+        damaged.write_bytes(b"")
+    assert facts.vectors(source, file=str(path)).shape == (2, 4)
+    assert json.dumps(facts.vectors(source, file=str(path)).tolist())

@@ -1,0 +1,207 @@
+"""SSGRL and what SST and SARB share with it: golden cases, plain numpy references, degenerate labels, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from conftest import golden_file
+from mljax import published
+from mljax.criterion import criterion
+from mljax.errors import UserError
+from mljax.layers import SemanticPooling
+from mljax.systems import _semantic
+from mljax.systems.ssgrl import ssgrl
+from mljax.types import Meta
+
+L, E = 6, 12
+
+
+def close(got, wanted, **options):
+    np.testing.assert_allclose(got, wanted, **({"rtol": 1e-4, "atol": 1e-5} | options))
+
+
+def meta(vectors=None, labels=None, observed=None, count=L):
+    """A training split with some unknown labels, or none at all."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((40, count)) < 0.4).astype(np.uint8) if labels is None else labels
+    observed = np.ones_like(labels) if observed is None else observed
+    vectors = rng.normal(size=(count, E)).astype(np.float32) if vectors is None else vectors
+    classes = tuple(f"c{i}" for i in range(count))
+    return Meta(name="toy", classes=classes, labels=labels * observed, observed=observed, vectors=vectors)
+
+
+def build(**settings):
+    loss = criterion(settings.pop("loss", {"name": "bce"}))
+    return ssgrl(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **({"width": 14} | settings))
+
+
+def batch(shape=(3, 4, 4, 20), labels=None, observed=None, mask=None):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=shape).astype(np.float32)
+    labels = (rng.random((shape[0], L)) < 0.4) if labels is None else labels
+    observed = (rng.random(labels.shape) < 0.5) if observed is None else observed
+    rest = {"labels": labels * observed, "observed": observed, "mask": np.ones(shape[0]) if mask is None else mask}
+    rest = {name: np.asarray(value, np.float32) for name, value in rest.items()}
+    return {"endpoints": {"32": x}, "index": np.arange(shape[0], dtype=np.int32), **rest}
+
+
+def nhwc(x):
+    return {"endpoints": {"32": np.moveaxis(x, 1, -1)}}
+
+
+def part(file, prefix):
+    """The arrays of a golden file below a prefix."""
+    return {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(golden_file("ssgrl.npz"))
+
+
+@pytest.mark.parametrize(("gate", "name"), [("released", "as_released"), ("fixed", "reset_gate_fixed")])
+def test_golden(golden, tmp_path, gate, name):
+    np.save(tmp_path / "graph.npy", golden["in/adjacency"])
+    facts = meta(vectors=golden["in/word_features"])
+    module = build(meta=facts, hidden=16, pool=1, reset_gate=gate, graph=str(tmp_path / "graph.npy"))
+    variables = published.convert_head(part(golden, "w/"), module)
+    out = module.apply(variables, nhwc(golden["in/feature_map"]))
+    close(out.label_features, golden["out/semantic_feature"])
+    close(out.extra["propagated"], golden[f"out/ggnn_{name}"])
+    close(out.logits, golden[f"out/logits_{name}"])
+    assert out.attention.shape == (2, 1, L, 4, 4)
+    close(out.attention.sum((-1, -2)), 1)
+    wanted = jax.eval_shape(lambda: module.init(jax.random.key(0), nhwc(golden["in/feature_map"])))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, wanted)
+
+
+def test_checkpoints_of_other_networks_are_refused(golden):
+    state = part(golden, "w/")
+    with pytest.raises(UserError, match=r"no place for 'other\.weight'"):
+        published.convert_head(state | {"other.weight": np.zeros(3)}, build(hidden=16))
+    del state["fc_output.bias"]
+    del state["classifiers.weight"]
+    with pytest.raises(UserError, match=r"no 'classifiers\.weight'"):
+        published.convert_head(state, build(hidden=16))
+
+
+def test_semantic_pooling_equals_loops_and_so_does_its_gradient():
+    rng = np.random.default_rng(2)
+    x, vectors = rng.normal(size=(2, 3, 2, 5)).astype(np.float32), rng.normal(size=(4, 7)).astype(np.float32)
+    module = SemanticPooling(6)
+    params = module.init(jax.random.key(0), x, vectors)["params"]
+    params = jax.tree.map(lambda p: p + rng.normal(size=p.shape).astype(np.float32) / 3, params)
+    p = jax.device_get(params)
+    features, attention = module.apply({"params": params}, x, vectors)
+    for i in range(2):
+        f = x[i].reshape(6, 5)
+        for label in range(4):
+            scores = []
+            for n in range(6):
+                joint = np.tanh((f[n] @ p["image"]["kernel"]) * (vectors[label] @ p["word"]["kernel"]))
+                joint = joint @ p["joint"]["kernel"] + p["joint"]["bias"]
+                scores.append((joint @ p["score"]["kernel"] + p["score"]["bias"])[0])
+            weights = np.exp(scores) / np.exp(scores).sum()
+            close(attention[i, :, label], weights)
+            close(features[i, label], weights @ f)
+
+    def plain(params, x):
+        f = x.reshape(2, 6, 5)
+        joint = jnp.tanh((f @ params["image"]["kernel"])[:, :, None] * (vectors @ params["word"]["kernel"])[None, None])
+        joint = joint @ params["joint"]["kernel"] + params["joint"]["bias"][None, None, None]
+        weights = jax.nn.softmax((joint @ params["score"]["kernel"])[..., 0], axis=1)
+        return jnp.sum(jnp.square(jnp.einsum("bnl,bnd->bld", weights, f)))
+
+    def ours(params, x):
+        return jnp.sum(jnp.square(module.apply({"params": params}, x, vectors)[0]))
+
+    got, wanted = (jax.grad(f, argnums=(0, 1))(params, x) for f in (ours, plain))
+    jax.tree.map(lambda a, b: close(a, b, atol=1e-4), got, wanted)
+
+
+def test_graph_counts_known_positives_alone():
+    with np.load(golden_file("sst.npz")) as file:
+        ternary, wanted = file["adjacency/in/labels"], file["adjacency/out/adjacency"]
+    observed, labels = (ternary != 0).astype(np.uint8), (ternary == 1).astype(np.uint8)
+    facts = meta(labels=labels, observed=observed, count=20)
+    close(_semantic.graph(facts), wanted)
+    for i in range(20):  # by hand
+        for j in range(20):
+            both = sum(row[i] == 1 and row[j] == 1 for row in ternary)
+            assert _semantic.graph(facts)[i, j] == pytest.approx(both / sum(row[i] == 1 for row in ternary))
+    # a hidden positive changes nothing, and a class without a known positive has no edges
+    observed[:, 3] = 0
+    found = _semantic.graph(meta(labels=np.ones_like(labels), observed=observed, count=20))
+    assert found[3, 3] == 1 and found[3].sum() == 1 and found[:, 3].sum() == 1
+    nothing = meta(labels=labels, observed=np.zeros_like(labels), count=20)
+    np.testing.assert_array_equal(_semantic.graph(nothing), np.eye(20))
+
+
+def test_map_is_pooled_two_by_two_and_an_odd_row_is_left_out():
+    x = np.arange(5 * 7, dtype=np.float32).reshape(1, 5, 7, 1)
+    wanted = [[x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, 0].mean() for j in range(3)] for i in range(2)]
+    close(_semantic._average(jnp.asarray(x), 2)[0, ..., 0], wanted)
+    module = build(pool=2)
+    assert module.init_with_output(jax.random.key(0), batch((2, 5, 7, 20)))[0].attention.shape[-2:] == (2, 3)
+    with pytest.raises(UserError, match=r"1x4 feature map is too small to be pooled by config.system.pool=2"):
+        module.init(jax.random.key(0), batch((2, 1, 4, 20)))
+
+
+def test_partial_bce_weighs_known_labels_and_hides_the_rest():
+    module = build(loss={"name": "partial_bce", "reduction": "batch_mean"}, pool=1)
+    data = batch()
+    variables = module.init(jax.random.key(0), data)
+    logits, _ = module.apply(variables, data, train=True).logits, None
+    value, _ = module.apply(variables, data, 0, method="loss")
+    total = 0.0
+    for x, y, known in zip(np.asarray(logits, np.float64), data["labels"], data["observed"]):
+        share = known.mean()
+        bce = [np.log1p(np.exp(-a if b else a)) for a, b, o in zip(x, y, known) if o]
+        total += (-4.45 * share + 5.45) / L * np.sum(bce)
+    close(value, total / len(data["labels"]))
+    data["labels"] = np.where(data["observed"] > 0, data["labels"], 1).astype(np.float32)  # what is hidden has no say
+    close(module.apply(variables, data, 0, method="loss")[0], value)
+
+
+def test_without_propagation_and_without_a_graph():
+    data = batch()
+    module = build(steps=0)
+    out, variables = module.init_with_output(jax.random.key(0), data)
+    np.testing.assert_array_equal(out.extra["propagated"], out.label_features)
+    module = build(graph="none")
+    _, variables = module.init_with_output(jax.random.key(0), data)
+    np.testing.assert_array_equal(variables["constants"]["adjacency"], np.eye(L))
+    assert "reset_u" not in variables["params"]["head"]["graph"]
+    assert "reset_u" in build(reset_gate="fixed").init(jax.random.key(0), data)["params"]["head"]["graph"]
+
+
+def test_one_class_and_nothing_known_are_finite():
+    facts = meta(labels=np.ones((5, 1), np.uint8), observed=np.zeros((5, 1), np.uint8), count=1)
+    for loss in ({"name": "bce"}, {"name": "partial_bce", "reduction": "batch_mean"}):
+        module = build(meta=facts, loss=loss)
+        data = batch(labels=np.zeros((3, 1)), observed=np.zeros((3, 1)))
+        variables = module.init(jax.random.key(0), data)
+
+        def value(params, module=module, rest=variables, data=data):
+            return module.apply({**rest, "params": params}, data, 0, method="loss")[0]
+
+        found, grads = jax.jit(jax.value_and_grad(value))(variables["params"])
+        assert found == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(UserError, match=r"looks for labels by their vectors and 'toy' has none; set config.vectors"):
+        facts = meta()
+        build(meta=Meta(name="toy", classes=facts.classes, labels=facts.labels, observed=facts.observed))
+    with pytest.raises(UserError, match=r"reset_gate is 'fix' \(did you mean 'fixed'"):
+        build(reset_gate="fix")
+    with pytest.raises(UserError, match=r"config.system.steps is -1; it is at least 0"):
+        build(steps=-1)
+    with pytest.raises(UserError, match=r"config.system.pool is 0; it is at least 1"):
+        build(pool=0)
+    with pytest.raises(UserError, match=r"neither 'labels' nor 'none' nor a .npy file"):
+        build(graph="label")
+    np.save(tmp_path / "small.npy", np.eye(3))
+    with pytest.raises(UserError, match=r"has the shape \(3, 3\) .* 6 x 6 numbers are wanted"):
+        build(graph=str(tmp_path / "small.npy"))

@@ -9,9 +9,7 @@ run.predict(["photo.jpg", array, pil_image])
 
 import argparse
 import dataclasses
-import errno
 import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +27,7 @@ from mljax.data.images import ImageError, decode
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.flags import Parser
+from mljax.overlays import Overlays, hot
 from mljax.types import Outputs
 
 Known = Sequence[Mapping[str, Any]]  # of each image, the labels that are known: {"dog": 1, "cat": 0}
@@ -185,7 +184,7 @@ class Run:
         if label not in self.classes:
             raise UserError(f"There is no label {label!r}{nearest(label, self.classes)}.")
         weights = self.attention([image])[0, self.classes.index(label)]
-        return draw.overlay(decode(image, where=_name(image)), weights, high=_hot(weights))
+        return draw.overlay(decode(image, where=_name(image)), weights, high=hot(weights))
 
     def evaluate(self, split: str | None = None) -> dict[str, Any]:
         """Score a split again from its images; keeps scores and report beside the run's own, and prints the table."""
@@ -260,11 +259,6 @@ def _name(image: Any) -> str:
     return str(image) if isinstance(image, (str, Path)) else f"the {type(image).__name__} given"
 
 
-def _hot(attention: np.ndarray) -> float:
-    """The value that an overlay shows at full heat; one position in twenty is hotter: a lone peak hides no other."""
-    return float(np.quantile(attention, 0.95))
-
-
 def photos(paths: Iterable[str]) -> Iterator[Path]:
     """Files as given; folders by the images in them, sorted, with their subfolders."""
     for text in paths:
@@ -332,41 +326,6 @@ def show(run: Run, paths: list[Path], scores: np.ndarray, args: argparse.Namespa
             text = "  ".join(f"{name} {score:.2f}" for name, score in labels.items())
             print(f"{path}: {text or f'nothing above {args.threshold:g}'}")
     sys.stdout.flush()
-
-
-class Overlays:
-    """A folder of pictures `PHOTO_LABEL.png`; photos of one name from different folders are told apart by a number."""
-
-    SIDE = 1600  # pixels at most
-
-    def __init__(self, folder: str):
-        self.folder, self.owners = Path(folder), {}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            raise UserError(
-                f"The folder {folder} cannot be written ({error.strerror}); give --overlay another folder."
-            ) from None
-
-    def write(self, path: Path, maps: dict[str, np.ndarray]) -> None:
-        picture = decode(path, where=str(path)).copy()
-        picture.thumbnail((self.SIDE, self.SIDE))
-        stem, number = path.stem, 1
-        while self.owners.setdefault(stem, path) != path:
-            number += 1
-            stem = f"{path.stem}_{number}"
-        for label, attention in maps.items():
-            name = re.sub(r"\W+", "_", label)
-            target = self.folder / f"{stem}_{name}.png"
-            try:
-                draw.overlay(picture, attention, high=_hot(attention)).save(target)
-            except OSError as error:
-                target.unlink(missing_ok=True)
-                raise UserError(
-                    f"{target} cannot be written ({error.strerror}); free space or give another --overlay."
-                ) from None
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ PARITY := .venv-parity/bin
 # Turns off one of XLA's two CPU convolutions; an experimental flag, so never set in mljax itself.
 XLA_CPU := --xla_cpu_experimental_ynn_fusion_type=-individual_convolution
 
-.PHONY: venv demo test slow parity notebook lint lock clean
+.PHONY: venv demo test slow parity bench notebook lint lock clean
 
 venv: $(BIN)/.ready
 
@@ -33,6 +33,11 @@ $(PARITY)/.ready: requirements.lock pyproject.toml
 
 parity: $(PARITY)/.ready
 	$(PARITY)/python -m pytest -n 2 -m parity tests/parity
+
+# Another config or machine: make bench BENCH="--config=configs/cmsg.py:voc2007 --dtype=bfloat16"
+BENCH ?= --config=configs/baseline.py:voc2007 --batch=8 --size=224 --fold --against=torch
+bench: $(PARITY)/.ready
+	XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(PARITY)/python -m mljax.bench $(BENCH)
 
 notebook: venv
 	$(BIN)/python tools/run_notebook.py notebooks/tour.ipynb

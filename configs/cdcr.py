@@ -50,8 +50,9 @@ def voc_resplit(config):
     c.voc_resplit(config, ("224", "224:flip"))
     config.vectors = "none"
     config.ema = 0.99
-    config.optim.update(lr=1e-3, epochs=30, batch_size=64)
-    config.stages = stages(10, 20)
+    config.optim.update(lr=1e-2, epochs=30, batch_size=64)
+    first, second = stages(20, 10)  # what a first stage too short does not believe never comes back
+    config.stages = (first, {**second, "optim": {"epochs": 10, "lr": 1e-3}})
 
 
 def difficulty(config):

@@ -48,12 +48,14 @@ def coco2014(config):
 def voc_resplit(config):
     """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached."""
     c.voc_resplit(config, ("224", "224:flip"))
+    config.system.update(heads=4, lam=0.5)
     config.optim.update(lr=1e-2, epochs=20, batch_size=64)
     config.eval.every = 20
 
 
 def csv(config):
     c.own_csv(config)
+    config.system.update(heads=4, lam=0.5)
     config.optim.update(lr=1e-2, epochs=20, batch_size=64)
 
 

@@ -8,6 +8,8 @@ The authors' best checkpoints (ResNeXt-101 32x16d SWSL at 448): mAP COCO 89.3, V
 
 from mljax import config as c
 
+VIEWS = ("224", "224:flip", "224:tl85", "224:br85", "224:flip:tr85", "224:flip:bl85")  # those of CMSG
+
 
 def get_config(arg=None):
     config = c.base()
@@ -45,8 +47,8 @@ def coco2014(config):
 
 
 def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached."""
-    c.voc_resplit(config, ("224", "224:flip"))
+    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views."""
+    c.voc_resplit(config, VIEWS)
     config.system.width = 1024
     config.optim.update(lr=1e-3, epochs=20, batch_size=64)
     config.eval.every = 20

@@ -11,8 +11,6 @@ For VG-200 give --config.vectors a file of its labels' vectors.
 
 from mljax import config as c
 
-LAST = ("known=", "instance", "prototype", "plain", "as_released")  # they change what the data set's word has set
-
 
 def get_config(arg=None):
     config = c.base()
@@ -20,7 +18,6 @@ def get_config(arg=None):
     config.system.update(count=10, start=3, every=3, target_gradient=False, blend_known=False)
     config.observe = dict(name="known", proportion=0.5, mode="hcp")
     config.optim.lr = 2e-3
-    arg = ",".join(sorted((arg or "").split(","), key=lambda word: word.startswith(LAST)))
     config = c.choose(config, arg, WORDS)
     if config.experiment.endswith("smoke"):
         config.system.start = 1  # it has two epochs

@@ -12,14 +12,11 @@ The reset gate of the released code uses the update gate's weights; `fixed` give
 
 from mljax import config as c
 
-LAST = ("known=", "fixed", "csv")  # they change what the data set's word has set
-
 
 def get_config(arg=None):
     config = c.base()
     config.system = dict(name="ssgrl", width=128, steps=3, reset_gate="released", graph="labels", pool=1)
     config.optim.lr = 2e-3
-    arg = ",".join(sorted((arg or "").split(","), key=lambda word: word.startswith(LAST)))
     return c.choose(config, arg, WORDS)
 
 
@@ -36,16 +33,19 @@ def paper(config):
 
 def voc2007(config):
     c.voc(config, "2007")
+    config.data.difficult = "V2"
     paper(config)
 
 
 def voc2012(config):
     c.voc(config, "2012")
+    config.data.difficult = "V2"
     paper(config)
 
 
 def coco2014(config):
     c.coco2014(config)
+    config.data.update(order="id", annotated_only=False)
     paper(config)
 
 
@@ -72,15 +72,15 @@ def known(config, share):
 def voc_resplit(config):
     """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached."""
     c.voc_resplit(config, ("224", "224:flip"))
-    config.system.update(width=512, hidden=256)
-    config.optim.update(lr=3e-4, epochs=12, batch_size=64)
+    config.system.update(channels=256, width=256)  # as SST has there
+    config.optim.update(lr=1e-3, epochs=12, batch_size=64)
     config.eval.every = 12
 
 
 def csv(config):
     c.own_csv(config)
-    config.system.update(width=512, hidden=256)
-    config.optim.update(lr=3e-4, epochs=12, batch_size=64)
+    config.system.update(channels=256, width=256)  # as SST has there
+    config.optim.update(lr=1e-3, epochs=12, batch_size=64)
 
 
 def fixed(config):

@@ -12,8 +12,6 @@ For VG-200 give --config.vectors a file of its labels' vectors.
 
 from mljax import config as c
 
-LAST = ("known=", "threshold=", "ist", "cst", "without_loss", "dataset", "activation", "as_written")
-
 
 def get_config(arg=None):
     config = c.base()
@@ -22,7 +20,6 @@ def get_config(arg=None):
     config.system.update(start=3, first=0.95, last=0.75, drop=0.05)
     config.observe = dict(name="known", proportion=0.5, mode="hcp")
     config.optim.lr = 2e-3
-    arg = ",".join(sorted((arg or "").split(","), key=lambda word: word.startswith(LAST)))
     config = c.choose(config, arg, WORDS)
     if config.experiment.endswith("smoke"):
         config.system.start = 1  # it has two epochs

@@ -52,13 +52,14 @@ def attention(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     images = iter(shown)
     for _, scores, out in subject.run.stream([image for _, image, _ in shown]):
         subject.run.maps(out)  # an error where there are none
-        for row, maps in zip(scores, np.asarray(out.attention, np.float32)):
+        for number, (row, maps) in enumerate(zip(scores, np.asarray(out.attention, np.float32))):
             name, image, truth = next(images)
             columns = (
                 asked or np.flatnonzero(truth if truth is not None else row >= 0.5).tolist() or [int(row.argmax())]
             )
             columns = sorted(columns, key=lambda i, row=row: -row[i])[: args.top]
-            picture = attention_sheet(decode(image, where=name), name, columns, row, maps, subject.run.classes)
+            sheet = Sheet(decode(image, where=name), name, row, maps, regions(subject, out, number))
+            picture = attention_sheet(sheet, columns, subject.run.classes)
             target = subject.folder / f"attention_{filename(Path(name).stem)}.png"
             plots.save(picture, target)
             print(target)
@@ -80,21 +81,43 @@ def worth_showing(subject: Subject, asked: list[int], count: int) -> np.ndarray:
     return np.sort(subject.rng.permutation(having)[:count])
 
 
-def attention_sheet(
-    photo: Any, name: str, columns: Sequence[int], row: np.ndarray, maps: np.ndarray, classes: Sequence[str]
-) -> Any:
-    """A row for each label: the photo, all heads together, each head; maps (k l h w)."""
-    photo = photo.copy()
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """What one photo shows: scores (l), maps (k l h w), and boxes of labels in shares of the photo's sides."""
+
+    photo: Any
+    name: str
+    scores: np.ndarray
+    maps: np.ndarray
+    boxes: dict[int, list[float]]
+
+
+def regions(subject: Subject, out: Any, number: int) -> dict[int, list[float]]:
+    """Label -> left, top, right, bottom, for systems that look at regions of the image (MCAR)."""
+    extra = out.extra or {}
+    if "boxes" not in extra:
+        return {}
+    run = subject.run.experiment
+    size = run.eval_views[0].size if run.eval_views else run.config.input.size
+    left, right, top, bottom = np.asarray(extra["boxes"])[number].T / size
+    found = np.stack([left, top, right, bottom], axis=-1).tolist()
+    return dict(zip(np.asarray(extra["box_labels"])[number].tolist(), found))
+
+
+def attention_sheet(sheet: Sheet, columns: Sequence[int], classes: Sequence[str]) -> Any:
+    """A row for each label: the photo, with the label's box where it has one; all heads together; each head."""
+    photo = sheet.photo.copy()
     photo.thumbnail((2 * CELL, 2 * CELL))
-    heads = len(maps)
+    heads, stem = len(sheet.maps), Path(sheet.name).stem
     pictures, captions = [], []
     for i in columns:
-        several = [maps[:, i].mean(0), *(maps[:HEADS, i] if heads > 1 else ())]
-        pictures.append([photo, *(draw.overlay(photo, m, high=float(np.quantile(m, 0.95))) for m in several)])
+        several = [sheet.maps[:, i].mean(0), *(sheet.maps[:HEADS, i] if heads > 1 else ())]
+        overlays = [draw.overlay(photo, m, high=float(np.quantile(m, 0.95))) for m in several]
+        pictures.append([plots.boxed(photo, sheet.boxes[i]) if i in sheet.boxes else photo, *overlays])
         words = [f"head {k + 1}" for k in range(min(heads, HEADS))] if heads > 1 else []
-        captions.append([Path(name).stem, f"{classes[i]} {row[i]:.2f}", *words])
+        captions.append([stem, f"{classes[i]} {sheet.scores[i]:.2f}", *words])
     together = f"all {heads} heads, then each" if heads > 1 else "one head"
-    return plots.rows(pictures, captions, f"{Path(name).stem}: where it looks for a label; {together}", CELL)
+    return plots.rows(pictures, captions, f"{stem}: where it looks for a label; {together}", CELL)
 
 
 def spread(attention_map: np.ndarray) -> float:

@@ -67,15 +67,30 @@ def base() -> Config:
     return config
 
 
+# Words that set a whole experiment, so that what other words change must come after them.
+DATA_SETS = (
+    "voc2007",
+    "voc2012",
+    "coco2014",
+    "coco576",
+    "nuswide",
+    "vg200",
+    "vg500",
+    "openimages",
+    "voc_resplit",
+    "csv",
+)
+
+
 def choose(config: Config, arg: str | None, words: Words) -> Config:
-    """Apply the words of `configs/x.py:word,word` in order, then `smoke` last if it is among them.
+    """Apply the words of `configs/x.py:word,word`: those of data sets first, then the others in order, `smoke` last.
 
     Args:
       arg: what stands behind the colon, or None.
       words: name -> a function that changes the config in place; "key=value" words call `words["key"]` with the value.
     """
     chosen = [w for w in (arg or "").split(",") if w]
-    chosen.sort(key=lambda w: w == "smoke")
+    chosen.sort(key=lambda w: 2 if w == "smoke" else w not in DATA_SETS)
     table = {"smoke": smoke, **words}
     for word in chosen:
         key, _, value = word.partition("=")

@@ -79,7 +79,7 @@ def retrieve(subject: Subject, labels: list[str], x: np.ndarray, args: argparse.
         near = [{"id": str(source.ids[i]), "similarity": float(similar[i]), "hit": bool(having[i])} for i in order]
         told.append({"query": name, "nearest": near})
     target = subject.folder / f"retrieval_{filename(title)}.png"
-    legend = f"nearest photos by {title}: blue asks, green has {'all' if len(labels) > 1 else 'it'}, orange has not"
+    legend = f"nearest photos by {title}: blue asks, green has {'all' if len(labels) > 1 else 'it'}, orange does not"
     plots.save(plots.rows(pictures, captions, legend, CELL), target)
     precision, chance = precision_at(x, having, args.neighbours)
     if precision is not None:
@@ -129,6 +129,8 @@ def tsne(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     do; the second says whether they carry what is in the image.
     Reference: van der Maaten and Hinton, JMLR 2008; scikit-learn's TSNE with PCA's start.
     """
+    if not args.perplexity > 0:
+        raise UserError(f"--perplexity={args.perplexity:g} is too small; it must be above 0, and 5 to 50 are usual.")
     try:
         from sklearn.manifold import TSNE
         from sklearn.metrics import silhouette_samples, silhouette_score

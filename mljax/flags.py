@@ -8,6 +8,7 @@ import argparse
 import ast
 import importlib.util
 import re
+import sys
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -199,6 +200,20 @@ class Parser(argparse.ArgumentParser):
             flags = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"There is no flag {flag}{nearest(flag, [f for f in flags if f.startswith('--')])}.")
         return found
+
+    def parse_overrides(self, argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
+        """The arguments, and the settings written --config.KEY=VALUE among them; names first, others depend on them."""
+        words, rest, found = list(sys.argv[1:] if argv is None else argv), [], []
+        while words:
+            word = words.pop(0)
+            match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, flags=re.S)
+            if not match:
+                rest.append(word)
+            elif match[2] is None and (not words or words[0].startswith("--")):
+                raise UserError(f"The flag {word} needs a value: {word}=...")
+            else:
+                found.append((match[1], words.pop(0) if match[2] is None else match[2]))
+        return self.parse_args(rest), sorted(found, key=lambda item: not item[0].endswith(".name"))
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')}; see {self.prog} --help.")

@@ -40,7 +40,19 @@ def main(argv: list[str] | None = None) -> int:
     except Stop as stop:
         print(f"mljax: {stop}", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        raise UserError(
+            f"A batch of {config.optim.batch_size} at {config.input.size} pixels does not fit the memory; the largest"
+            f" that does is found by: python -m mljax.bench --config={flags['config']} --find-batch"
+        ) from None
     return 0
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device or of the machine is full."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def guarded(run: Callable[[], int]) -> int:
@@ -54,7 +66,7 @@ def guarded(run: Callable[[], int]) -> int:
         print(f"mljax: {error}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not exhausted(error):
             raise
         print("mljax: The memory is full; lower config.optim.batch_size or config.input.size.", file=sys.stderr)
         return 2

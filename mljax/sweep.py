@@ -86,12 +86,13 @@ def jobs_of(configs: list[str], columns: list[str], chosen: list[Variant], seeds
     return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
 
 
-def run(job: Job, workdir: Path, extra: list[str]) -> dict[str, Any]:
+def run(job: Job, workdir: Path, extra: list[tuple[str, str]]) -> dict[str, Any]:
     """One run in a process of its own; a finished one is only read."""
     path = workdir / job.folder
     if not (path / "report.json").is_file():
         command = [sys.executable, "-m", "mljax.main", f"--config={job.config}", f"--workdir={path}"]
-        command += [f"--config.seed={job.seed}", *extra, *(f"--config.{key}={value}" for key, value in job.variant)]
+        settings = [("seed", job.seed), *extra, *job.variant]
+        command += [f"--config.{key}={value}" for key, value in settings]
         if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
             raise UserError(f"The run in {path} ended with status {code}; mend it and run the same command again.")
     return json.loads((path / "report.json").read_text())
@@ -126,7 +127,7 @@ def shown(found: dict[tuple[str, str], list[dict[str, Any]]], columns: list[str]
     return wide_table(found, columns) if columns else table({row: reports for (row, _), reports in found.items()})
 
 
-def parse(argv: list[str] | None) -> tuple[Any, list[str]]:
+def parse(argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
     parser = Parser("sweep", __doc__)
     parser.add_argument(
         "--config", required=True, action="append", help="FILE[:WORDS][@SEEDS]; several make a row each"
@@ -137,10 +138,7 @@ def parse(argv: list[str] | None) -> tuple[Any, list[str]]:
     parser.add_argument("--columns", default="", metavar="WORD,WORD", help="words of the configs, a column each")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    args, extra = parser.parse_known_args(argv)
-    for flag in extra:
-        if not flag.startswith("--config.") or "=" not in flag:
-            raise UserError(f"The argument {flag!r} is left over; settings are written --config.KEY=VALUE.")
+    args, extra = parser.parse_overrides(argv)
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}; at least one run goes on at a time.")
     return args, extra
@@ -152,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = jobs_of(args.config, columns, variants(args.over, args.grid), args.seeds)
     for job in jobs:  # a wrong key is said before hours of training
         config = read_config(job.config)
-        for key, value in (*(f[9:].split("=", 1) for f in extra), *job.variant):
+        for key, value in (*extra, *job.variant):
             override(config, key, value)
     args.workdir.mkdir(parents=True, exist_ok=True)
     found: dict[tuple[str, str], list[dict[str, Any]]] = {(job.row, job.column): [] for job in jobs}

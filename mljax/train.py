@@ -230,7 +230,12 @@ class Stage:
             maps = features.endpoints(self.train, looks, encode, failures=failures, **options)
             self.cached_eval = features.endpoints(self.eval, self.experiment.eval_views, encode, **options)
         self.cached = features.CachedBatches(
-            self.train, maps, self.config.optim.batch_size, self.config.seed, self.config.input.views, failures.rows
+            self.train,
+            maps,
+            self.config.optim.batch_size,
+            self.config.seed + self.index,
+            self.config.input.views,
+            failures.rows,
         )
 
     def _batches(self, start: int) -> Any:

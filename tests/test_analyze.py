@@ -11,6 +11,7 @@ from PIL import Image
 import toy
 from mljax import analyze, embeddings, experiment, plots, predict, train
 from mljax.errors import UserError
+from mljax.subject import Subject
 from mljax.types import Outputs
 
 
@@ -85,7 +86,7 @@ def test_retrieval_by_one_label_and_by_two(workdir, seen, tmp_path, capsys):
 def test_retrieval_for_a_photo_of_ones_own(workdir, seen, tmp_path):
     _, source, _ = seen
     Image.fromarray(source.read(5)).save(tmp_path / "mine.png")
-    call(workdir, "retrieval", "--labels=dog", f"--query={tmp_path}/mine.png", f"--out={tmp_path}")
+    call(workdir, "retrieval", "--labels=person", f"--query={tmp_path}/mine.png", f"--out={tmp_path}")
     query = read(tmp_path, "retrieval")["retrieval"][0]["queries"][0]
     assert query["nearest"][0]["id"] == source.ids[5]
     assert query["nearest"][0]["similarity"] == pytest.approx(1, abs=1e-5)
@@ -181,9 +182,22 @@ def test_attention_pictures(workdir, seen, tmp_path):
 def test_attention_of_a_photo_of_ones_own(workdir, seen, tmp_path):
     _, source, _ = seen
     Image.fromarray(source.read(3)).save(tmp_path / "mine.png")
-    call(workdir, "attention", f"--photo={tmp_path}/mine.png", "--labels=dog,cat,dog", f"--out={tmp_path}")
+    call(workdir, "attention", f"--photo={tmp_path}/mine.png", "--labels=person,cup,person", f"--out={tmp_path}")
     (entry,) = read(tmp_path, "attention")["attention"]
-    assert {label["label"] for label in entry["labels"]} == {"dog", "cat"}
+    assert {label["label"] for label in entry["labels"]} == {"person", "cup"}
+
+
+def test_regions_are_drawn_where_a_system_has_them(seen, tmp_path):
+    run, source, _ = seen
+    subject = Subject(run, source, tmp_path, np.random.default_rng(0))
+    extra = {"boxes": np.array([[[0, 64, 0, 64]], [[16, 32, 8, 64]]]), "box_labels": np.array([[3], [5]])}
+    out = Outputs(logits=np.zeros((2, 20)), extra=extra)
+    assert analyze.regions(subject, out, 1) == {5: [0.25, 0.125, 0.5, 1.0]}
+    assert analyze.regions(subject, Outputs(logits=np.zeros((2, 20))), 1) == {}
+    picture = np.asarray(plots.boxed(Image.new("RGB", (200, 160)), [0.25, 0.125, 0.5, 1.0]))
+    rows, columns = np.nonzero(picture.any(-1))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 159, 50, 99)
+    assert not picture[30:150, 60:90].any()
 
 
 def test_images_are_drawn_by_the_seed(workdir, tmp_path):
@@ -214,13 +228,13 @@ def test_a_figure_can_be_added(workdir, tmp_path, monkeypatch):
         ([], "The following arguments are required: figure"),
         (["retrieve"], r"There is no figure 'retrieve' \(did you mean 'retrieval'\?\)"),
         (["tsne", "--neighbours=3"], "There is no flag --neighbours"),
-        (["retrieval", "--labels=dgo"], r"There is no label 'dgo' \(did you mean 'dog'\?\)"),
+        (["retrieval", "--labels=persn"], r"There is no label 'persn' \(did you mean 'person'\?\)"),
         (["retrieval", "--labels=,"], "--labels names no label; join some by commas"),
         (["retrieval", "--queries=0"], "--queries and --neighbours count photos; each must be at least 1"),
         (["retrieval", "--images=1"], "--images=1 is too few to compare; it must be at least 2"),
-        (["retrieval", "--query=gone.jpg", "--labels=dog"], "gone.jpg"),
+        (["retrieval", "--query=gone.jpg", "--labels=person"], "gone.jpg"),
         (["tsne", "--seed=-1"], "--seed=-1 is out of range"),
-        (["tsne", "--labels=dog"], "t-SNE needs two labels that two images have each, and scenes test shows"),
+        (["tsne", "--labels=person"], "t-SNE needs two labels that two images have each, and scenes test shows"),
         (["tsne", "--points=3"], "t-SNE needs two labels that two images have each"),
         (["tsne", "--perplexity=0"], "--perplexity=0 is too small; it must be above 0"),
         (["attention", "--count=0"], "--count and --top must be at least 1"),

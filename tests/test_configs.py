@@ -24,6 +24,16 @@ def words(name):
 EVERY = [(name, word) for name in toy.CONFIGS for word in words(name)]
 
 
+@pytest.mark.parametrize(
+    ("config", "one", "other"),
+    [("cmsg", "star", "voc2007"), ("csra", "heads=6", "coco2014"), ("query2label", "swin_l", "coco2014")],
+)
+def test_words_may_stand_in_any_order(config, one, other):
+    first, second = toy.config(config, f"{one},{other}"), toy.config(config, f"{other},{one}")
+    assert first == second and first != toy.config(config, other)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "word"), EVERY)
 def test_full_size_shapes_hold(name, word):
     """The system of every experiment initialises and steps in shape, without data, weights or memory."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mljax import build, optim, rundir, sweep
+from mljax import build, optim, rundir, sweep, train
 from mljax.check import check
 from mljax.config import base
 from mljax.data import transforms
@@ -111,10 +111,10 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     elif name == "mljax.sweep":
         ran = []
 
-        def run(config, variant, seed, workdir, extra):
-            del seed, workdir
-            ran.append(variant)
-            checked(config, [*(flag.removeprefix("--config.").split("=", 1) for flag in extra), *variant])
+        def run(job, workdir, extra):
+            del workdir
+            ran.append(job)
+            checked(job.config, [*extra, *job.variant])
             return {"metrics": {"mAP": 0.0, "CF1": 0.0, "OF1": 0.0}}
 
         monkeypatch.setattr(sweep, "run", run)
@@ -149,7 +149,8 @@ def keys_of(section):
     }.get(section, [])
     for constructor in constructors:
         found |= set(build.keywords(constructor))
-    return found | ({"name", "reduction"} if section in KINDS else set())
+    own = {"optim": train.OWN_KEYS}.get(section, ())
+    return found | set(own) | ({"name", "reduction"} if section in KINDS else set())
 
 
 def assert_key(key):

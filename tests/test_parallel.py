@@ -49,6 +49,7 @@ def test_what_a_user_can_get_wrong():
         parallel.axis_of("pjit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_bfloat16_computes_near_float32_and_keeps_parameters_float32(name):
     found = toy.without_dropout(toy.config(name))

@@ -241,7 +241,7 @@ def test_activation_pooling_needs_no_vectors_and_is_a_mean_under_the_label_map()
     module = build(meta=bare, pooling="activation", branches="none")
     variables = init(module, data)
     assert set(variables["constants"]) == {"adjacency"}
-    out, p = module.apply(variables, data), variables["params"]["decoupling"]["pooling"]
+    out, p = module.apply(variables, data), jax.device_get(variables["params"]["decoupling"]["pooling"])
     for n in range(3):
         x = data["endpoints"]["32"][n].reshape(9, 8)
         gates = 1 / (1 + np.exp(-x @ p["score"]["kernel"]))

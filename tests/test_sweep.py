@@ -35,7 +35,7 @@ def test_wrong_words_are_said_before_anything_runs(tmp_path):
         sweep.main([*options, "--over", "system.sga_heads"])
     with pytest.raises(UserError, match="no key 'sytem'"):
         sweep.main([*options, "--over", "sytem.sga_heads=1"])
-    with pytest.raises(UserError, match="left over"):
+    with pytest.raises(UserError, match="no flag --epochs"):
         sweep.main([*options, "--epochs=3"])
     with pytest.raises(UserError, match="no whole numbers between commas"):
         sweep.main([*options, "--seeds=0;1"])

@@ -11,9 +11,10 @@ from mljax.flags import read_config
 
 PAGE = (toy.ROOT / "docs" / "systems.md").read_text()
 HEAD = ["system", "paper", "what it adds", "config, and settings worth a run", "exact?"]
-SPOKEN_OF = set(
-    "CMSG MulCon Query2Label ML-Decoder ML-GCN SSGRL ADD-GCN GATN C-Tran TDRG MCAR CSRA SST SARB ROLE".split()
-)
+SPOKEN_OF = {
+    *("CMSG", "MulCon", "Query2Label", "ML-Decoder", "ML-GCN", "SSGRL", "ADD-GCN", "GATN", "C-Tran", "TDRG", "MCAR"),
+    *("CSRA", "SST", "SARB", "ROLE"),
+}
 
 
 def rows():

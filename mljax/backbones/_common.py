@@ -182,6 +182,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         d = x.shape[-1]
+        if not self.is_initializing() and not self.has_variable("params", "scale"):  # mljax.fold: only the bias is left
+            return x + self.get_variable("params", "bias").astype(x.dtype).reshape((1,) * (x.ndim - 1) + (d,))
         scale = self.param("scale", self.scale_init, (d,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros_init(), (d,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (d,), jnp.float32)

@@ -6,7 +6,6 @@ python -m mljax.data pack configs/cmsg.py:voc2007 packed/voc2007 --short-side=51
 python -m mljax.data prepare voc2007 --root=data
 """
 
-import re
 import sys
 import time
 from itertools import combinations
@@ -25,7 +24,6 @@ COMMANDS = ("stats", "show", "pack", "prepare")
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv, overrides = _overrides(list(sys.argv[1:] if argv is None else argv))
     parser = Parser("data", __doc__)
     parser.add_argument("command", help=", ".join(COMMANDS))
     parser.add_argument("what", help="CONFIG, e.g. configs/cmsg.py:voc2007; of prepare: a data set, e.g. voc2007")
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--short-side", type=int, help="pack: make larger images smaller; else bytes are kept")
     parser.add_argument("--quality", type=int, default=95, help="pack: of JPEG, where images are made smaller")
     parser.add_argument("--root", help="prepare: the folder that becomes MLJAX_DATA")
-    args = parser.parse_args(argv)
+    args, overrides = parser.parse_overrides(argv)
     if args.command not in COMMANDS:
         raise UserError(f"There is no command {args.command!r}{nearest(args.command, COMMANDS)}.")
     if args.place is not None and args.command != "pack":
@@ -50,22 +48,6 @@ def main(argv: list[str] | None = None) -> int:
     for key, value in overrides:
         override(config, key, value)
     return {"stats": _stats, "show": _show, "pack": _pack}[args.command](config, args)
-
-
-def _overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The words that are not `--config.KEY=VALUE`, and those that are; `data.name` first, others are its settings."""
-    rest: list[str] = []
-    found: list[tuple[str, str]] = []
-    while argv:
-        word = argv.pop(0)
-        match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, flags=re.S)
-        if not match:
-            rest.append(word)
-        elif match[2] is None and (not argv or argv[0].startswith("--")):
-            raise UserError(f"The flag {word} needs a value: {word}=...")
-        else:
-            found.append((match[1], argv.pop(0) if match[2] is None else match[2]))
-    return rest, sorted(found, key=lambda item: not item[0].endswith(".name"))
 
 
 def _source(config: Any, split: str, *, training: bool) -> Source:

@@ -209,13 +209,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("data.observe", __doc__)
     parser.add_argument("--config", required=True, help="FILE[:WORDS]; more of it as --config.KEY=VALUE")
     parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
-    args, rest = parser.parse_known_args(argv)
+    args, overrides = parser.parse_overrides(argv)
     config = read_config(args.config)
-    for flag in rest:
-        key, equals, value = flag.partition("=")
-        if not key.startswith("--config.") or not equals:
-            raise UserError(f"The argument {flag!r} is left over; settings are written --config.KEY=VALUE.")
-        override(config, key[len("--config.") :], value)
+    for key, value in overrides:
+        override(config, key, value)
     source = experiment.source(config, config.splits.train, training=True)
     masks.write(args.out, source, noisy=config.observe.name == "candidates")
     share = source.observed.mean()

@@ -88,7 +88,7 @@ class CMSG(nn.Module):
             x, scores = ActivationPooling(self.labels, self.width, self.normalise, self.dtype, name="pooling")(
                 feature_map
             )
-            attention = nn.softmax(scores.astype(jnp.float32), axis=1)
+            attention = nn.softmax(nn.log_sigmoid(scores.astype(jnp.float32)), axis=1)  # the gates' shares
         else:
             assert self.vectors is not None
             vectors = constant(self, "vectors", self.vectors).astype(self.dtype)

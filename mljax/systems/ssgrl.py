@@ -25,7 +25,7 @@ RESET_GATES = ("released", "fixed")
 class SSGRL(nn.Module):
     """The network; settings are explained at `ssgrl`, which builds it.
 
-    Label features are those before propagation (b l d), d the backbone's width. `extra`: `propagated` (b l d).
+    Label features are those before propagation (b l d), d `channels` or the backbone's. `extra`: `propagated` (b l d).
     """
 
     backbone: nn.Module
@@ -33,6 +33,7 @@ class SSGRL(nn.Module):
     labels: int
     adjacency: Constant
     vectors: Constant
+    channels: int | None
     width: int
     hidden: int
     steps: int
@@ -45,7 +46,7 @@ class SSGRL(nn.Module):
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         feature_map = final(encode(self.backbone, batch, train=train))
         decoupling = _semantic.Decoupling(
-            self.labels, None, self.hidden, self.pool, "semantic", self.dtype, self.axis, name="decoupling"
+            self.labels, self.channels, self.hidden, self.pool, "semantic", self.dtype, self.axis, name="decoupling"
         )
         features, attention = decoupling(feature_map, constant(self, "vectors", self.vectors), train=train)
         head = _semantic.GraphClassifier(self.width, self.steps, self.reset_gate, self.dtype, name="head")
@@ -62,6 +63,7 @@ def ssgrl(
     backbone: nn.Module,
     criterion: Criterion,
     meta: Meta,
+    channels: int | None = None,
     width: int = 2048,
     hidden: int | None = None,
     steps: int = 3,
@@ -75,7 +77,8 @@ def ssgrl(
 
     Args:
       backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
-      width: of what is classified; label features keep the backbone's width.
+      channels: of label features, by a 1x1 convolution with BatchNorm as in SST; None: the backbone's, as the authors'.
+      width: of what is classified.
       hidden: of the joint space of positions and label vectors; None: half of width, as the authors'.
       steps: of the propagation; 0 is the network without a graph.
       reset_gate: "released": the reset gate uses the update gate's U, as the released code and so its checkpoints do;
@@ -91,12 +94,13 @@ def ssgrl(
     """
     _semantic.choice("reset_gate", reset_gate, RESET_GATES)
     _semantic.at_least(0, steps=steps)
-    _semantic.at_least(1, pool=pool, width=width, hidden=width // 2 if hidden is None else hidden)
+    hidden = max(width // 2, 1) if hidden is None else hidden
+    _semantic.at_least(1, pool=pool, channels=1 if channels is None else channels, width=width, hidden=hidden)
     vectors = Constant(_semantic.label_vectors(meta, "SSGRL"))
     adjacency = Constant(_semantic.graph(meta, graph))
-    hidden = width // 2 if hidden is None else hidden
     return SSGRL(
-        backbone, criterion, meta.num_labels, adjacency, vectors, width, hidden, steps, reset_gate, pool, dtype, axis
+        backbone, criterion, meta.num_labels, adjacency, vectors, channels, width, hidden, steps, reset_gate, pool,
+        dtype, axis,
     )  # fmt: skip
 
 

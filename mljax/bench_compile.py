@@ -1,0 +1,25 @@
+"""Compiles the training step of a config and tells how long that took; `mljax.bench` runs it twice, as processes."""
+
+import json
+import sys
+import time
+
+BEGAN = time.perf_counter()
+
+
+def main(argv: list[str] | None = None) -> int:
+    from mljax.bench import arguments, configured
+    from mljax.bench_model import Model
+
+    args, own = arguments(sys.argv[1:] if argv is None else argv)
+    model = Model(configured(own, args), labels=args.labels)
+    made = model.training(model.config.optim.batch_size)
+    seconds = {"trace": made.trace_seconds, "compile": made.compile_seconds, "process": time.perf_counter() - BEGAN}
+    print(json.dumps(seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    from mljax.main import guarded
+
+    sys.exit(guarded(main))

@@ -3,7 +3,8 @@
     python -m mljax.main --config=configs/cmsg.py --workdir=runs/cmsg              # embedded data set, minutes
     python -m mljax.main --config=configs/cmsg.py:voc2007 --workdir=runs/voc2007   # ResNet-101, 448, as the paper
 
-The paper's mAP: VOC2007 95.4 (ResNet-101), 96.9 (ResNeXt-101 32x16d SWSL); VOC2012 96.2 (SWSL).
+The paper's mAP: VOC2007 95.4 (ResNet-101), 96.9 (ResNeXt-101 32x16d SWSL); VOC2012 96.2 (SWSL; on the
+test server, where our word trains on train and scores val).
 Ablations: --config.system.sga_layers=0 | --config.system.saa_layers=0 | --config.system.mode=none
 """
 

@@ -38,7 +38,8 @@ def released(name, weights, size, **backbone):
         config.input.update(size=size, train=train, eval=dict(crop="squish"))
         config.cache.train_views = config.cache.eval_views = ()
         config.optim.update(name="adamw", lr=1e-4, weight_decay=1e-2, epochs=80, batch_size=128, eps=1e-11)
-        config.eval.every, config.eval.select, config.ema = 1, "best_of_raw_and_ema", 0.9997
+        config.eval.update(every=1, select="best_of_raw_and_ema", definition="env")
+        config.ema = 0.9997
 
     return word
 
@@ -55,7 +56,6 @@ def coco2014(config):
     c.coco2014(config)
     r101(config)
     config.data.update(order="id", annotated_only=False)
-    config.eval.definition = "env"
 
 
 def nuswide(config):

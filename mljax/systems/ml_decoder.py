@@ -81,8 +81,8 @@ class MLDecoder(nn.Module):
         """(b q d) -> (b l) float32: label = query * labels per query + slot, the last slots unused."""
         x = x.astype(jnp.float32)
         if self.vectors is not None:
-            kernel = self.param("kernel", nn.initializers.normal((2 / (self.width + 1)) ** 0.5), (self.width,))
-            return x @ kernel + self.param("bias", nn.initializers.zeros_init(), (1,))[None]
+            kernel = self.param("kernel", nn.initializers.normal((2 / (self.width + 1)) ** 0.5), (self.width, 1))
+            return x @ kernel[:, 0] + self.param("bias", nn.initializers.zeros_init(), (1,))[None]
         slots = per_query(self.labels, self.groups)
         # torch's Xavier-normal of a tensor (q d slots): fans d * slots and q * slots
         spread = (2 / (slots * (self.width + self.groups))) ** 0.5
@@ -225,7 +225,7 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         "bias": names.array("decoder.duplicate_pooling_bias"),
     }
     if system.vectors is not None:
-        own = {"kernel": pooling[:, 0], "words": names.linear("wordvec_proj")}
+        own = {"kernel": pooling, "words": names.linear("wordvec_proj")}
         return {"params": params | own, "constants": {"vectors": system.vectors.value}}
     return {"params": params | {"kernel": pooling}, "constants": {"queries": names.array("decoder.query_embed.weight")}}
 

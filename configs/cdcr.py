@@ -63,5 +63,5 @@ def noise(config, rate):
     config.observe.rate = float(rate)
 
 
-WORDS = {"voc2007": paper(lambda config: c.voc(config, "2007")), "coco2014": paper(c.coco2014)}
-WORDS |= {"voc_resplit": voc_resplit, "difficulty": difficulty, "noise=": noise}
+WORDS: c.Words = {"voc2007": paper(lambda config: c.voc(config, "2007")), "coco2014": paper(c.coco2014)}
+WORDS = {**WORDS, "voc_resplit": voc_resplit, "difficulty": difficulty, "noise=": noise}

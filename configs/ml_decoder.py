@@ -18,8 +18,8 @@ from mljax import config as c
 
 def get_config(arg=None):
     config = c.base()
-    config.system = dict(name="ml_decoder", width=128, ffn=256, heads=8, zero_shot=False, dropout=0.1)
-    config.system.groups = config_dict.placeholder(int)  # None: a query per label up to 100 labels
+    system: dict = dict(name="ml_decoder", width=128, ffn=256, heads=8, zero_shot=False, dropout=0.1)
+    config.system = system | dict(groups=config_dict.placeholder(int))  # None: a query per label up to 100 labels
     asl(config, "batch_mean")
     config.optim.lr = 1e-3
     config = c.choose(config, arg, WORDS)

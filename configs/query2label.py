@@ -19,8 +19,8 @@ FROZEN = "stem,layer1"  # only names with layer2, 3 or 4 train in the authors' c
 
 def get_config(arg=None):
     config = c.base()
-    config.system = dict(name="query2label", width=128, ffn=256, heads=4, encoder_layers=1, decoder_layers=2)
-    config.system.update(self_attention="none", dropout=0.1)
+    system: dict = dict(name="query2label", width=128, ffn=256, heads=4, encoder_layers=1, decoder_layers=2)
+    config.system = system | dict(self_attention="none", dropout=0.1)
     config.loss = dict(name="asl", gamma_neg=2.0, gamma_pos=0.0, clip=0.0, eps=1e-5, reduction="mean")
     config.optim.lr = 1e-3
     config = c.choose(config, arg, WORDS)

@@ -183,7 +183,8 @@ def overhead(config: Config, rounds: int = 5, steps: int = 20, labels: int | Non
         stage = Rehearsal(config, Path(folder), writer, steps, labels)
         found = Turns({"trainer": [], "step": []}, {"trainer": [], "step": []})
         state = stage.prepare()
-        with contextlib.closing(stage._batches(0)) as batches:
+        batches: Any = stage._batches(0)
+        with contextlib.closing(batches):
             stage.ready = next(batches)
         placed = stage.place(stage.ready)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_dict
 from mljax.errors import UserError, nearest
 from mljax.types import Config
 
-Words = Mapping[str, Callable[[Config], Any]]
+Words = Mapping[str, Callable[..., Any]]
 
 
 def base() -> Config:
@@ -98,7 +98,7 @@ def choose(config: Config, arg: str | None, words: Words) -> Config:
         if name not in table:
             raise UserError(f"The config has no experiment {word!r}{nearest(word, table)}.")
         if value:
-            table[name](config, value)  # type: ignore[call-arg]
+            table[name](config, value)
         else:
             table[name](config)
     config.experiment = ",".join(chosen)

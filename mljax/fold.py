@@ -37,8 +37,8 @@ def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[d
 
     with nn.intercept_methods(look):
         jax.eval_shape(lambda v, b: system.apply(v, b, train=False), variables, batch)
-    params = flatten_dict(dict(variables["params"]))
-    stats = flatten_dict(dict(variables.get("batch_stats", {})))
+    params: dict[Any, Any] = flatten_dict(dict(variables["params"]))
+    stats: dict[Any, Any] = flatten_dict(dict(variables.get("batch_stats", {})))
     folded = 0
     for path, own in eps.items():
         kernel = (*path[:-1], path[-1].replace("bn", "conv"), "kernel")  # conv1 bn1, k_conv k_bn, .. in all backbones

@@ -103,8 +103,9 @@ class MultiHeadAttention(nn.Module):
         size = self.width // self.heads
 
         def dense(name: str) -> nn.Dense:
-            init = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
-            return nn.Dense(self.width, dtype=self.dtype, name=name, **init)
+            return nn.Dense(
+                self.width, dtype=self.dtype, name=name, kernel_init=self.kernel_init, bias_init=self.bias_init
+            )
 
         def project(x: jax.Array, name: str) -> jax.Array:
             return dense(name)(x).reshape(*x.shape[:-1], self.heads, size)

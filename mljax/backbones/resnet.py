@@ -141,8 +141,7 @@ class _Stem(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = Conv(self.features, 7, 2, dtype=self.dtype, name="conv")(x)
         x = nn.relu(self.norm(name="bn")(x, train))
-        lowest = np.array(-np.inf, x.dtype)
-        return lax.reduce_window(x, lowest, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return _common.max_pool(x)
 
 
 # How each family of names writes a tensor: pattern -> path of its module here.

@@ -4,6 +4,8 @@ BIN := .venv/bin
 PARITY := .venv-parity/bin
 # Turns off one of XLA's two CPU convolutions; an experimental flag, so never set in mljax itself.
 XLA_CPU := --xla_cpu_experimental_ynn_fusion_type=-individual_convolution
+# glibc keeps freed memory for the next step instead of having the kernel clear it anew (benchmarks/speed.md).
+KEEP := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_ARENA_MAX=1
 
 .PHONY: venv demo test slow parity bench notebook lint lock clean
 
@@ -37,7 +39,7 @@ parity: $(PARITY)/.ready
 # Another config or machine: make bench BENCH="--config=configs/cmsg.py:voc2007 --dtype=bfloat16"
 BENCH ?= --config=configs/baseline.py:voc2007 --batch=8 --size=224 --fold --against=torch
 bench: $(PARITY)/.ready
-	XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(PARITY)/python -m mljax.bench $(BENCH)
+	$(KEEP) XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(PARITY)/python -m mljax.bench $(BENCH)
 
 notebook: venv
 	$(BIN)/python tools/run_notebook.py notebooks/tour.ipynb

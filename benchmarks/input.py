@@ -20,13 +20,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -66,6 +66,51 @@ def source_of(root: Path) -> Source:
     )  # fmt: skip
 
 
+def _affine(image: Image.Image, matrix: Sequence[float], filter: Image.Resampling) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, filter, fillcolor=(128, 128, 128))
+
+
+def _box(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
+    x, y, half = int(rng.integers(image.width)), int(rng.integers(image.height)), round(20 * level / 9) // 2
+    image = image.copy()
+    corners = (max(0, x - half), max(0, y - half), min(image.width, x + half), min(image.height, y + half))
+    image.paste((125, 122, 113), corners)
+    return image
+
+
+_BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+# The package's operations as Pillow has them, in the order of `mljax.data.randaugment.PACKAGE`: image, share of the
+# range (level / 9), sign.
+PLAIN: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
+    lambda image, share, sign: ImageOps.invert(image),
+    lambda image, share, sign: ImageEnhance.Sharpness(image).enhance(1 + sign * 0.9 * share),
+    lambda image, share, sign: ImageOps.autocontrast(image),
+    lambda image, share, sign: ImageOps.posterize(image, round(8 - 4 * share)),
+    lambda image, share, sign: _affine(image, (1, sign * 0.3 * share, 0, 0, 1, 0), _BICUBIC),
+    lambda image, share, sign: _affine(image, (1, 0, sign * 150 / 331 * share * image.width, 0, 1, 0), _NEAREST),
+    lambda image, share, sign: _affine(image, (1, 0, 0, 0, 1, sign * 150 / 331 * share * image.height), _NEAREST),
+    lambda image, share, sign: _affine(image, (1, 0, 0, sign * 0.3 * share, 1, 0), _BICUBIC),
+    lambda image, share, sign: image.rotate(30 * share, fillcolor=(128, 128, 128)),
+    lambda image, share, sign: ImageOps.equalize(image),
+    lambda image, share, sign: ImageEnhance.Contrast(image).enhance(1 + sign * 0.9 * share),
+    lambda image, share, sign: ImageEnhance.Color(image).enhance(1 + sign * 0.9 * share),
+    lambda image, share, sign: ImageOps.solarize(image, 256 - 256 * share),  # pyright: ignore[reportArgumentType]
+    lambda image, share, sign: ImageEnhance.Brightness(image).enhance(1 + sign * 0.9 * share),
+)
+
+
+def randaugment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The package's RandAugment with Pillow alone: the same draws, and the same pixels but for the last bit."""
+    for _ in range(2):
+        number, level = int(rng.integers(1 + len(PLAIN))), int(rng.integers(1, 10))
+        if rng.random() < 0.5:
+            if number:
+                image = PLAIN[number - 1](image, level / 9, 2 * int(rng.integers(2)) - 1)
+            else:
+                image = _box(image, level, rng)
+    return image
+
+
 class Plain:
     """The transform's steps with Pillow alone, as a torch data set has them."""
 
@@ -83,9 +128,12 @@ class Plain:
             image = file.convert("RGB")
         box = own.box(image.width, image.height, rng)
         image = image.resize((own.size, own.size), Image.Resampling.BILINEAR, box=box)
-        cut = own.cutout > 0 and rng.random() < own.cutout_prob
-        if cut or own.randaugment != "none":
-            image = own._paint(image, cut, rng)
+        if own.cutout > 0 and rng.random() < own.cutout_prob:
+            colour = rng.integers(256, size=3)
+            box = transforms.cutout_box(own.size, own.cutout, rng)
+            image.paste((int(colour[0]), int(colour[1]), int(colour[2])), box)
+        if own.randaugment == "package":
+            image = randaugment(image, rng)
         if rng.random() < own.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         tensor = self.torch.from_numpy(np.array(image))

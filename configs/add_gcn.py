@@ -9,8 +9,6 @@ Ablations: --config.system.graphs=none | static | dynamic, --config.system.pooli
 
 from mljax import config as c
 
-VIEWS = ("224", "224:flip", "224:tl85", "224:br85", "224:flip:tr85", "224:flip:bl85")  # those of CMSG
-
 
 def get_config(arg=None):
     config = c.base()
@@ -31,33 +29,14 @@ def paper(config, size=448):
     config.eval.every = 1
 
 
-def voc2007(config):
-    c.voc(config, "2007")
-    paper(config)
-
-
-def coco2014(config):
-    c.coco2014(config)
-    paper(config)
-
-
 def coco576(config):
     c.coco2014(config)
     paper(config, 576)
 
 
-def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views."""
-    c.voc_resplit(config, VIEWS)
-    config.system.width = 512
-    config.optim.update(lr=2e-3, epochs=12, batch_size=64)
-    config.eval.every = 12
-
-
-def csv(config):
-    c.own_csv(config)
+def lighter(config):
     config.system.width = 512
     config.optim.update(lr=2e-3, epochs=12, batch_size=64)
 
 
-WORDS = dict(voc2007=voc2007, coco2014=coco2014, coco576=coco576, voc_resplit=voc_resplit, csv=csv)
+WORDS: dict = c.data_sets(paper, "voc2007", "coco2014") | c.small_sets(lighter, c.VIEWS) | dict(coco576=coco576)

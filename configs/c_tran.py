@@ -31,40 +31,15 @@ def paper(config):
     config.optim.update(name="adam", lr=1e-5, epochs=100, batch_size=16, weight_decay=0.0)
     config.optim.update(schedule="plateau", metric="loss", mode="min", factor=0.1, patience=5)
     config.eval.update(every=1, select="best", definition="sklearn")
+    if config.data.name == "voc":
+        config.data.difficult, config.optim.accumulate = "V2", 2
+    if config.data.name == "visual_genome":
+        config.system.max_known = 0.0  # no label is known in training, as in the authors' code
 
 
-def voc2007(config):
-    c.voc(config, "2007")
-    paper(config)
-    config.data.difficult = "V2"
-    config.optim.accumulate = 2
-
-
-def coco2014(config):
-    c.coco2014(config)
-    paper(config)
-
-
-def vg500(config):
-    """No label is known in training, as in the authors' code."""
-    config.data = dict(name="visual_genome", root=None, size=500)
-    config.splits = {"train": "train", "eval": "test"}
-    paper(config)
-    config.system.max_known = 0.0
-
-
-def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached."""
-    c.voc_resplit(config, ("224", "224:flip"))
-    config.system.update(width=256, ffn=256, layers=2)
-    config.optim.update(lr=1e-3, epochs=10, batch_size=64)
-    config.eval.every = 10
-
-
-def csv(config):
-    c.own_csv(config)
+def lighter(config):
     config.system.update(width=256, ffn=256, layers=2)
     config.optim.update(lr=1e-3, epochs=10, batch_size=64)
 
 
-WORDS = dict(voc2007=voc2007, coco2014=coco2014, vg500=vg500, voc_resplit=voc_resplit, csv=csv)
+WORDS: dict = c.data_sets(paper, "voc2007", "coco2014", "vg500") | c.small_sets(lighter)

@@ -37,7 +37,7 @@ def paper(data):
         config.input.size = 224
         config.input.train = dict(crop="squish", flip=0.5, cutout=0.5, randaugment="package")
         config.input.eval = dict(crop="squish")
-        config.optim.update(name="adam", lr=1e-4, batch_size=128, weight_decay=1e-4)
+        config.optim.update(name="adam", lr=1e-4, batch_size=128, weight_decay=1e-4, no_decay=("1-D",))
         config.loss.reduction = "sum"
         config.stages = stages(15, 25, schedule_epochs=80)
         config.ema = 0.9997

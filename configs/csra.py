@@ -20,41 +20,23 @@ def get_config(arg=None):
     return config
 
 
-def paper(config, every):
-    """SGD, the head at ten times the rate of the backbone, which falls every 4 (VOC) or 5 (COCO) of 30 epochs.
-
-    Not as the authors: no warm-up of 2 epochs, and images are normalised as the weights ask for, not scaled to [0, 1].
-    """
+def paper(config):
+    """SGD, the head at ten times the rate of the backbone, two epochs of warm-up from zero; images stay in [0, 1]."""
     c.resnet101(config)
+    config.weights.update(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config.input.train = {"crop": "random_resized", "scale": (0.7, 1.0), "flip": 0.5}
     config.optim.update(name="sgd", lr=1e-1, epochs=30, batch_size=16, weight_decay=1e-4, momentum=0.9)
-    config.optim.update(schedule="step", every=every, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.update(schedule="step", warmup_epochs=2.0, warmup_start=0.0, groups=(("backbone/.*", {"lr": 0.1}),))
     config.eval.every = 1
+    if config.data.name == "voc":
+        config.optim.every = 4
+        config.data.difficult, config.eval.scored_in = "V4", "all"  # difficult entries are left out of P, R, F1 too
+    else:
+        config.optim.every = 5
+        config.system.update(heads=4, lam=0.5)
 
 
-def voc2007(config):
-    c.voc(config, "2007")
-    config.data.difficult = "V4"
-    config.eval.scored_in = "all"  # difficult entries are left out of P, R, F1 too
-    paper(config, 4)
-
-
-def coco2014(config):
-    c.coco2014(config)
-    paper(config, 5)
-    config.system.update(heads=4, lam=0.5)
-
-
-def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached."""
-    c.voc_resplit(config, ("224", "224:flip"))
-    config.system.update(heads=4, lam=0.5)
-    config.optim.update(lr=1e-2, epochs=20, batch_size=64)
-    config.eval.every = 20
-
-
-def csv(config):
-    c.own_csv(config)
+def lighter(config):
     config.system.update(heads=4, lam=0.5)
     config.optim.update(lr=1e-2, epochs=20, batch_size=64)
 
@@ -63,4 +45,4 @@ def heads(config, count):
     config.system.heads = int(count)
 
 
-WORDS = {"voc2007": voc2007, "coco2014": coco2014, "voc_resplit": voc_resplit, "csv": csv, "heads=": heads}
+WORDS: dict = c.data_sets(paper, "voc2007", "coco2014") | c.small_sets(lighter) | {"heads=": heads}

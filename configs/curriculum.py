@@ -30,12 +30,8 @@ def paper(name):
     def word(config):
         c.partial(config, name)
         config.vectors = "none"
-        c.resnet101(config)
-        config.optim.update(
-            name="adam", lr=1e-5, epochs=20, batch_size=32, weight_decay=5e-4, schedule="step", every=10
-        )
+        c.hcp(config)
         config.system.start = 5
-        config.eval.update(every=1, definition="env")
 
     return word
 
@@ -58,5 +54,6 @@ def strategy(name):
     return word
 
 
-WORDS = {"voc2007": paper("voc2007"), "coco2014": paper("coco2014"), "voc_resplit": voc_resplit, "known=": c.known}
+WORDS: dict = {name: paper(name) for name in ("voc2007", "coco2014", "vg200")}
+WORDS |= {"voc_resplit": voc_resplit, "known=": c.known}
 WORDS |= {s: strategy(s) for s in ("threshold", "positives", "proportion", "class_proportion", "uncertainty")}

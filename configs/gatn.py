@@ -8,7 +8,8 @@ The authors' best checkpoints (ResNeXt-101 32x16d SWSL at 448): mAP COCO 89.3, V
 
 from mljax import config as c
 
-VIEWS = ("224", "224:flip", "224:tl85", "224:br85", "224:flip:tr85", "224:flip:bl85")  # those of CMSG
+# The authors hold the block that makes the graph back; its row sums could pass through zero otherwise.
+SLOW = (("transformer/.*", {"lr": 1e-3}),)
 
 
 def get_config(arg=None):
@@ -18,46 +19,22 @@ def get_config(arg=None):
     return c.choose(config, arg, WORDS)
 
 
-# The authors hold the block that makes the graph back; its row sums could pass through zero otherwise.
-SLOW = (("transformer/.*", {"lr": 1e-3}),)
-
-
 def paper(config):
     """The authors' code: SWSL weights, SGD, three rates; it stops by hand, 40 epochs are ours."""
     c.resnet101(config)
     config.backbone = dict(name="resnext101_32x16d")
     config.weights.name = "resnext101_32x16d_swsl"
     config.input.train = {"crop": "multi_scale", "pre_size": 512, "flip": 0.5}
-    config.system.width = 1024
+    config.system.update(width=1024, low=0.2 if config.data.name == "coco" else 0.4)
     config.optim.update(name="sgd", lr=3e-2, epochs=40, batch_size=16, weight_decay=1e-4, clip_norm=10.0)
     config.optim.update(schedule="step", boundaries=(20, 30), momentum=0.9)
     config.optim.groups = (("backbone/.*", {"lr": 0.1}), *SLOW)
     config.eval.every = 1
 
 
-def voc2007(config):
-    c.voc(config, "2007")
-    paper(config)
-
-
-def coco2014(config):
-    c.coco2014(config)
-    paper(config)
-    config.system.low = 0.2
-
-
-def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split, six cached views."""
-    c.voc_resplit(config, VIEWS)
-    config.system.width = 1024
-    config.optim.update(lr=1e-3, epochs=20, batch_size=64)
-    config.eval.every = 20
-
-
-def csv(config):
-    c.own_csv(config)
+def lighter(config):
     config.system.width = 1024
     config.optim.update(lr=1e-3, epochs=20, batch_size=64)
 
 
-WORDS = dict(voc2007=voc2007, coco2014=coco2014, voc_resplit=voc_resplit, csv=csv)
+WORDS: dict = c.data_sets(paper, "voc2007", "coco2014") | c.small_sets(lighter, c.VIEWS)

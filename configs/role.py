@@ -37,5 +37,5 @@ def voc_resplit(config):
     config.optim.update(lr=3e-3, epochs=30, batch_size=64)
 
 
-WORDS = dict(voc2012=paper("voc2012"), coco2014=paper("coco2014"), voc_resplit=voc_resplit)
+WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
 WORDS |= dict(linear=c.linear, linear_init=c.linear_init)

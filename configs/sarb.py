@@ -24,31 +24,13 @@ def get_config(arg=None):
     return config
 
 
-def paper(config):
-    """512 cropped to 448, Adam with L2, twenty epochs; layer4 and what is new are trained."""
-    c.resnet101(config)
-    config.backbone.frozen = "stem,layer1,layer2,layer3"
-    config.input.train = dict(crop="ssgrl", pre_size=512, flip=0.5, resize="bicubic")
-    config.input.eval = dict(crop="squish", resize="bicubic")
-    config.system.update(width=1024, pool=2, start=5, every=5)
-    config.optim.update(name="adam", lr=1e-5, epochs=20, batch_size=32, weight_decay=5e-4, schedule="step", every=10)
-    config.eval.update(every=1, definition="env")
+def paper(name):
+    def word(config):
+        c.partial(config, name)
+        c.hcp(config)
+        config.system.update(width=1024, pool=2, start=5, every=5)
 
-
-def voc2007(config):
-    c.partial(config, "voc2007")
-    paper(config)
-
-
-def coco2014(config):
-    c.partial(config, "coco2014")
-    paper(config)
-
-
-def vg200(config):
-    config.data = dict(name="visual_genome", root=None, size=200)
-    config.vectors = "glove"
-    paper(config)
+    return word
 
 
 def voc_resplit(config):
@@ -71,6 +53,7 @@ def option(**settings):
     return lambda config: config.system.update(**settings)
 
 
-WORDS: dict = dict(voc2007=voc2007, coco2014=coco2014, vg200=vg200, voc_resplit=voc_resplit, csv=csv)
+WORDS: dict = {name: paper(name) for name in ("voc2007", "coco2014", "vg200")}
+WORDS |= dict(voc_resplit=voc_resplit, csv=csv)
 WORDS |= {"known=": c.known, "as_released": option(target_gradient=True, blend_known=True)}
 WORDS |= {name: option(blends=name) for name in ("instance", "prototype")} | {"plain": option(blends="none")}

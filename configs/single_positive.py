@@ -25,6 +25,8 @@ def get_config(arg=None):
     if config.loss.name == "epr":
         config.loss.expected = config.expected
     del config.expected
+    if config.stages and config.loss.name == "an_ls" and "smoke" not in config.experiment:
+        c.linear_init(config, lr=1e-4, batch_size=16 if config.data.name == "nuswide" else 8)  # the authors' choice
     return config
 
 
@@ -59,7 +61,7 @@ def full(name):
     return word
 
 
-WORDS = dict(voc2012=paper("voc2012"), coco2014=paper("coco2014"), voc_resplit=voc_resplit)
+WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
 WORDS |= dict(linear=c.linear, linear_init=c.linear_init, iu=loss("iu", 1), iun=loss("iu", -1))
 WORDS |= {name: loss(name) for name in ("an", "an_ls", "wan", "epr", "pr")}
 WORDS |= dict(full=full("bce"), full_ls=full("bce_ls"))

@@ -26,20 +26,10 @@ def paper(config, size=448):
     c.resnet101(config, size)
     config.backbone.endpoints = ("16", "32")
     config.input.train = {"crop": "multi_scale", "pre_size": size + 64, "flip": 0.5}
-    config.system.update(width=512, layers=3, ffn=2048, normalise=False)
+    config.system.update(width=512, layers=3, ffn=2048, normalise=False, initial="stacked")
     config.optim.update(name="sgd", lr=3e-2, epochs=50, batch_size=64, weight_decay=1e-4, clip_norm=10.0)
     config.optim.update(schedule="step", boundaries=(40,), momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
     config.eval.update(every=1, select="best")
-
-
-def voc2007(config):
-    c.voc(config, "2007")
-    paper(config)
-
-
-def coco2014(config):
-    c.coco2014(config)
-    paper(config)
 
 
 def coco576(config):
@@ -47,20 +37,11 @@ def coco576(config):
     paper(config, 576)
 
 
-def voc_resplit(config):
-    """Frozen MobileNetV1 at 224 on the VOC2007 re-split; both of its last strides are cached."""
-    c.voc_resplit(config, ("224", "224:flip"))
-    config.backbone.endpoints = ("16", "32")
-    config.system.update(width=128, ffn=256, layers=1)
-    config.optim.update(lr=1e-3, epochs=7, batch_size=64)
-    config.eval.every = 7
-
-
-def csv(config):
-    c.own_csv(config)
+def lighter(config):
+    """Both of the last strides are cached."""
     config.backbone.endpoints = ("16", "32")
     config.system.update(width=128, ffn=256, layers=1)
     config.optim.update(lr=1e-3, epochs=7, batch_size=64)
 
 
-WORDS = dict(voc2007=voc2007, coco2014=coco2014, coco576=coco576, voc_resplit=voc_resplit, csv=csv)
+WORDS: dict = c.data_sets(paper, "voc2007", "coco2014") | c.small_sets(lighter) | dict(coco576=coco576)

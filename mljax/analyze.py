@@ -1,8 +1,10 @@
-"""What a run has learnt, as pictures: retrieval by labels, t-SNE of label features, attention maps.
+"""What a run has learnt, as pictures: retrieval by labels, t-SNE of label features, attention maps, SST's labels.
 
 python -m mljax.analyze --workdir=runs/cmsg retrieval [--labels=person,dog] [--query=photo.jpg]
 python -m mljax.analyze --workdir=runs/cmsg tsne [--labels=cat,dog] [--points=2000]
 python -m mljax.analyze --workdir=runs/cmsg attention [--photo=photo.jpg] [--labels=dog]
+python -m mljax.analyze --workdir=runs/sst cooccurrence [--photo=photo.jpg] [--top=12]
+python -m mljax.analyze --workdir=runs/sst pseudo [--threshold=0.75]
 
 Pictures and a JSON file of the numbers go to the folder `analysis` of the run. What is drawn by chance is drawn from
 --seed, so that the same command makes the same pictures.
@@ -18,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mljax import embeddings, experiment, plots, predict, rundir
+from mljax import embeddings, experiment, plots, predict, pseudo, rundir
 from mljax.data import draw
 from mljax.data.images import decode
 from mljax.errors import UserError, nearest
@@ -134,21 +136,25 @@ class Figure:
       flags: adds its own flags to a parser.
       make: writes pictures, prints what was measured, and returns it for the JSON file.
       images: how many images of the split it looks at, where --images does not say.
+      training: the split is that of training, where --split does not say.
     """
 
     flags: Callable[[Parser], None]
     make: Callable[[Subject, argparse.Namespace], dict[str, Any]]
     images: int = 1000
+    training: bool = False
 
 
 FIGURES = {
     "retrieval": Figure(embeddings.retrieval_flags, embeddings.retrieval),
     "tsne": Figure(embeddings.tsne_flags, embeddings.tsne),
     "attention": Figure(attention_flags, attention, images=200),
+    "cooccurrence": Figure(pseudo.cooccurrence_flags, pseudo.cooccurrence, images=200),
+    "pseudo": Figure(pseudo.pseudo_flags, pseudo.pseudo, images=2000, training=True),
 }
 
 
-def open_subject(args: argparse.Namespace, images: int) -> Subject:
+def open_subject(args: argparse.Namespace, images: int, training: bool = False) -> Subject:
     """The run and its images."""
     if images < 2:
         raise UserError(f"--images={images} is too few to compare; it must be at least 2.")
@@ -156,7 +162,8 @@ def open_subject(args: argparse.Namespace, images: int) -> Subject:
         raise UserError(f"--seed={args.seed} is out of range; it must be from 0 to below 2^32.")
     run = predict.load(args.workdir)
     config = run.experiment.config
-    source = experiment.source(config, args.split or config.splits.eval, training=False)
+    split = args.split or (config.splits.train if training else config.splits.eval)
+    source = experiment.source(config, split, training=False)
     if tuple(source.classes) != run.classes:
         raise UserError(f"{source.name} has other classes than this run; choose a --split of its own data set.")
     rng = np.random.default_rng(args.seed)
@@ -164,7 +171,7 @@ def open_subject(args: argparse.Namespace, images: int) -> Subject:
         source = dataclasses.replace(
             source.subset(np.sort(rng.permutation(len(source))[:images]), ""), name=f"{images} images of {source.name}"
         )
-    return Subject(run, source, Path(args.out) if args.out else Path(args.workdir) / "analysis", rng)
+    return Subject(run, source, Path(args.out) if args.out else Path(args.workdir) / "analysis", rng, split)
 
 
 def which(argv: list[str]) -> str:
@@ -194,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         FIGURES[name].flags(parser)
     args = parser.parse_args(argv)
     figure = FIGURES[name]
-    subject = open_subject(args, figure.images if args.images is None else args.images)
+    subject = open_subject(args, figure.images if args.images is None else args.images, figure.training)
     found = {"split": subject.source.name, "selected_by": subject.run.selected_by, "seed": args.seed}
     found |= figure.make(subject, args)
     subject.folder.mkdir(parents=True, exist_ok=True)

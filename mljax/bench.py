@@ -190,6 +190,9 @@ def summary(turns: Any, made: Any, peak_bytes: int | None, size: int, peak: floa
     for side in set(turns.wall) - {"mljax", "product"}:
         found[side] = {"seconds": turns.seconds(side), "images_per_s": size / turns.seconds(side)}
         found[side] |= {"time_ratio": turns.ratio("mljax", side), "cpu_ratio": turns.ratio("mljax", side, "cpu")}
+    if "torch" in found and "folded" in found:
+        ratios = {kind: turns.ratio("folded", "torch", kind) for kind in ("wall", "cpu")}
+        found["torch"] |= {"folded_time_ratio": ratios["wall"], "folded_cpu_ratio": ratios["cpu"]}
     return found
 
 
@@ -217,6 +220,8 @@ def lines(part: str, found: dict[str, Any]) -> list[str]:
                 f"{'':<9} {side}: {s['images_per_s']:.1f} images/s{memory}; mljax takes {s['time_ratio']:.2f} times its"
                 f" time (CPU time {s['cpu_ratio']:.2f})"
             )
+            if "folded_time_ratio" in s:
+                text[-1] += f"; folded {s['folded_time_ratio']:.2f} ({s['folded_cpu_ratio']:.2f})"
     return text
 
 

@@ -174,9 +174,12 @@ class Model:
         return run
 
     def folded(self, variables: Any) -> tuple[Mapping[str, Any], int]:
-        """`variables` with batch normalisation folded, and how many were."""
+        """`variables` with batch normalisation folded, and how many were; it is a UserError if none was."""
         shapes = jax.eval_shape(self.run.prepare, self.shapes(1))
-        return fold.fold(self.run.system, variables, shapes)
+        folded, count = fold.fold(self.run.system, variables, shapes)
+        if not count:
+            raise UserError("There is no batch normalisation after a convolution here to fold; leave out --fold.")
+        return folded, count
 
 
 def largest_batch(fits: Callable[[int], bool], step: int = 1, start: int = 8, most: int = 65536) -> int:

@@ -116,7 +116,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter, ScalarFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
     except ImportError:
         raise UserError(f"The plot of --scale needs matplotlib; {REPORT}.") from None
     axis, rows = result["axis"], result["rows"]
@@ -129,12 +129,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
         name = key.removesuffix("_per_s").replace("_", ", ", 1)
         left.plot(x, [row[key] for row in rows], "o-", color=colour, label=name)
     left.set_ylabel("per second")
-    left.set_ylim(bottom=0)
     left.legend(frameon=False)
     right.plot(x, [row["seconds"] for row in rows], "o-", color="#1e5ac8", label="measured")
     linear = [rows[-1]["seconds"] * value / x[-1] for value in x]
     right.plot(x, linear, "--", color="0.6", label="in proportion to the last")
-    right.set_yscale("log")
     right.set_ylabel("seconds, a step" if axis != "rows" else "seconds, all metrics")
     right.legend(frameon=False)
     for axes in (left, right):
@@ -142,8 +140,11 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axes.set_xticks(x, [f"{value:,}" for value in x])
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(axis)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25)
-    right.yaxis.set_major_formatter(ScalarFormatter())
     config = " ".join(word.removeprefix("--config=") for word in result["config"])
     figure.suptitle(f"{config}, {result['machine']['device']} ({result['machine']['cpu']})", fontsize=10)
     save(figure, path)

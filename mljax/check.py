@@ -93,11 +93,23 @@ def check(config: Config) -> None:
         raise UserError(f"config.optim.metric is {watched!r}{nearest(watched, METRICS)}.")
     if not isinstance(found["weights"]["name"], str | None):
         raise UserError(f"config.weights.name is {found['weights']['name']!r}; it must be a record's name or a file.")
+    _pixels(found["weights"])
     criterion(found["loss"])
     settings(transforms.train, found["input"]["train"], "config.input.train", size=found["input"]["size"])
     settings(transforms.evaluate, found["input"]["eval"], "config.input.eval", size=found["input"]["size"])
     for text in (*found["cache"]["train_views"], *found["cache"]["eval_views"]):
         features.view(str(text))
+
+
+def _pixels(section: Mapping[str, Any]) -> None:
+    """Mean and std that a config gives in place of its weights' own."""
+    for key, least in (("mean", -math.inf), ("std", 0.0)):
+        value = section[key]
+        if value and (len(value) != 3 or not all(_fits(x, 0.0) and x > least for x in value)):
+            raise UserError(
+                f"config.weights.{key} is {value!r}; it must be three numbers{' above 0' if key == 'std' else ''}, for"
+                " red, green and blue in [0, 1], or empty for those of the weights."
+            )
 
 
 def _inner(section: Mapping[str, Any], where: str) -> None:

@@ -3,7 +3,6 @@
 A file in `configs/` says only what differs: `configs/cmsg.py:voc2007,smoke` calls its `get_config("voc2007,smoke")`.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ def base() -> Config:
 
     config.data = {"name": "scenes"}  # a reader and its settings
     config.splits = {"train": "train", "eval": "test"}  # names, or slices such as "trainval[:-500]"
+    config.unseen = ()  # labels that training does not have; `mljax.evaluate --labels=unseen` scores them by vectors
     config.observe = {"name": "all"}  # which labels of the training split are seen (mljax.data.observe)
     config.vectors = "auto"  # label vectors: "auto" (the data set's own or none), "glove", a file, or "none"
     config.input = ConfigDict(
@@ -43,7 +43,10 @@ def base() -> Config:
     )
     config.backbone = {"name": "small", "widths": (16, 32, 64, 96), "endpoints": ("8",)}
     config.weights = ConfigDict(  # a record's name or a file; None: random
-        {"name": config_dict.placeholder(str), "prefix": "", "skip": ()}
+        {
+            **{"name": config_dict.placeholder(str), "prefix": "", "skip": ()},
+            **{"mean": (), "std": ()},  # three numbers each of values in [0, 1]; empty: what the weights were made with
+        }
     )
     config.system = {"name": "baseline"}
     config.loss = {"name": "bce", "reduction": "mean"}
@@ -74,6 +77,7 @@ DATA_SETS = (
     "coco2014",
     "coco576",
     "nuswide",
+    "nuswide_zero_shot",
     "vg200",
     "vg500",
     "openimages",
@@ -98,7 +102,10 @@ def choose(config: Config, arg: str | None, words: Words) -> Config:
         if name not in table:
             raise UserError(f"The config has no experiment {word!r}{nearest(word, table)}.")
         if value:
-            table[name](config, value)
+            try:
+                table[name](config, value)
+            except ValueError:
+                raise UserError(f"The word {word!r} wants a number behind the equals sign.") from None
         else:
             table[name](config)
     config.experiment = ",".join(chosen)
@@ -119,7 +126,8 @@ def smoke(config: Config) -> None:
     if len(config.backbone.get("endpoints", ())) > 1:  # of a system that reads several stages
         kept["endpoints"] = ("8", "16")
     config.backbone = {"name": "small", "widths": (8, 16, 16, 16), **kept}
-    config.weights = {"name": None, "prefix": "", "skip": ()}
+    config.weights.update(name=None, prefix="", skip=())
+    config.unseen = ()
     config.optim.batch_size = config.eval.batch_size = 16
     config.optim.epochs = 2
     config.eval.every = 1
@@ -132,10 +140,14 @@ def smoke(config: Config) -> None:
 
 
 def _short(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage that says its own length and batch, as short as the rest of a smoke run."""
+    """A stage that says its own length, batch or cached views, as small as the rest of a smoke run."""
     short = {"epochs": 2, "batch_size": 16}
-    optim = {k: short.get(k, v) for k, v in stage.get("optim", {}).items()}
-    return {**stage, "optim": optim} if optim else dict(stage)
+    found = dict(stage)
+    if optim := {k: short.get(k, v) for k, v in stage.get("optim", {}).items()}:
+        found["optim"] = optim
+    if stage.get("cache", {}).get("train_views"):
+        found["cache"] = {"train_views": ("64", "64:flip"), "eval_views": ("64",)}
+    return found
 
 
 # --- data sets of the papers, shared by the configs -----------------------------------------------------------------
@@ -164,14 +176,31 @@ def coco2014(config: Config) -> None:
     config.vectors = "glove"
 
 
-EXPECTED = {"voc2012": 1.5, "coco2014": 2.9}  # positives of an image, as the single-positive papers have it
+# positives of an image, as the single-positive papers have it
+def nuswide(config: Config) -> None:
+    """NUS-WIDE, 81 concepts, by the list of ASL's authors, which Query2Label and MulCon name; ML-GCN's is not known."""
+    config.data = {"name": "nuswide", "root": None, "variant": "asl"}
+    config.splits = {"train": "train", "eval": "val"}
+    config.vectors = "glove"
+
+
+def visual_genome(config: Config, size: int) -> None:
+    """VG-200 or VG-500; its labels have no names unless a file gives them, so that "glove" needs one."""
+    config.data = {"name": "visual_genome", "root": None, "size": size}
+    config.splits = {"train": "train", "eval": "test"}
+    config.vectors = "glove"
+
+
+EXPECTED = {"voc2012": 1.5, "coco2014": 2.9, "nuswide": 1.9}
 
 
 def single_positive(config: Config, name: str) -> None:
-    """VOC2012 or COCO 2014 as the single-positive code takes them: ResNet-50 at 448, its split, labels and Adam."""
+    """VOC2012, COCO 2014 or NUS-WIDE as the single-positive code takes them: ResNet-50 at 448, its split and Adam."""
     if name == "voc2012":
         voc(config, "2012")
         config.data.difficult = "V3"
+    elif name == "nuswide":
+        config.data = {"name": "nuswide", "root": None, "variant": "spml"}
     else:
         coco2014(config)
         config.data.order = "id"
@@ -192,28 +221,61 @@ def linear(config: Config) -> None:
     config.optim.update(lr=1e-3, epochs=25, batch_size=16)
 
 
-def linear_init(config: Config) -> None:
-    """Linear first, then all of the network from the best of it; the stages of the single-positive code."""
+def linear_init(config: Config, lr: float = 1e-3, batch_size: int = 16) -> None:
+    """Linear first, then all of the network from the best of it; the stages of the single-positive code.
+
+    `lr` and `batch_size` are those of the linear stage, by default what the authors chose for ROLE.
+    """
     views = (str(config.input.size),)
     cache, none = {"train_views": views, "eval_views": views}, {"train_views": (), "eval_views": ()}
-    first = {"backbone": {"frozen": "all"}, "cache": cache, "optim": {"lr": 1e-3, "epochs": 25, "batch_size": 16}}
+    first = {"backbone": {"frozen": "all"}, "cache": cache, "optim": {"lr": lr, "epochs": 25, "batch_size": batch_size}}
     config.stages = (first, {"backbone": {"frozen": ""}, "cache": none, "optim": dict(config.optim), "start": "best"})
 
 
 def partial(config: Config, name: str) -> None:
-    """VOC2007 or COCO 2014 with the masks of HCP-MLR-PL (SST, SARB): all images, its class order, 10 % known."""
+    """VOC2007, COCO 2014 or VG-200 with HCP-MLR-PL's masks (SST, SARB): all images, its class order, 10 % known."""
     if name == "voc2007":
         voc(config, "2007")
         config.data.difficult = "V2"
+    elif name == "vg200":
+        config.data = {"name": "visual_genome", "root": None, "size": 200}
+        config.splits = {"train": "train", "eval": "test"}
+        config.vectors = "glove"
     else:
         coco2014(config)
         config.data.update(order="id", annotated_only=False)
     config.observe = {"name": "known", "proportion": 0.1, "mode": "hcp"}
 
 
+def hcp(config: Config) -> None:
+    """HCP-MLR-PL's training, of all rows of SST's and SARB's tables: 512 cropped to 448, Adam with L2, a tenth of the
+    rate after ten of twenty epochs; of ResNet-101 only layer4 is trained."""
+    resnet101(config)
+    config.backbone.frozen = "stem,layer1,layer2,layer3"
+    config.input.train = {"crop": "ssgrl", "pre_size": 512, "flip": 0.5, "resize": "bicubic"}
+    config.input.eval = {"crop": "squish", "resize": "bicubic"}
+    config.optim = {"name": "adam", "lr": 1e-5, "epochs": 20, "batch_size": 32, "weight_decay": 5e-4}
+    config.optim.update(schedule="step", every=10)
+    config.eval.update(every=1, definition="env")
+
+
 def known(config: Config, share: str) -> None:
     """The word known=0.3: which share of the labels is known."""
     config.observe.update(name="known", proportion=float(share))
+
+
+def partial_baseline(config: Config, share: str) -> None:
+    """The word known=0.3 of the systems that SST is compared with: partial BCE on HCP-MLR-PL's masks, and its training
+    and data where ResNet-101 is trained."""
+    if config.backbone.name == "resnet101":
+        hcp(config)
+        if config.data.name == "coco":
+            config.data.update(order="id", annotated_only=False)
+        elif config.data.name == "voc":
+            config.data.difficult = "V2"
+    config.observe = {"name": "known", "proportion": 0.1, "mode": "hcp"}
+    known(config, share)
+    config.loss = {"name": "partial_bce", "reduction": "batch_mean", "alpha": -4.45, "beta": 5.45, "gamma": 1.0}
 
 
 def voc_resplit(config: Config, views: tuple[str, ...] = ("224",)) -> None:
@@ -230,6 +292,51 @@ def voc_resplit(config: Config, views: tuple[str, ...] = ("224",)) -> None:
     config.eval.select = "last"
 
 
+VIEWS = ("224", "224:flip", "224:tl85", "224:br85", "224:flip:tr85", "224:flip:bl85")  # six looks at a photo
+MIRRORED = ("224", "224:flip")
+
+
+def small_sets(settings: Callable[[Config], None], views: tuple[str, ...] = MIRRORED) -> dict[str, Callable[..., None]]:
+    """The words voc_resplit and csv of a system: the same settings on cached features of a frozen MobileNetV1.
+
+    Args:
+      settings: changes the config after the data set's word has.
+      views: that are cached of the re-split; own photos always have two.
+    """
+
+    def resplit(config: Config) -> None:
+        voc_resplit(config, views)
+        settings(config)
+        config.eval.every = config.optim.epochs
+
+    def photos(config: Config) -> None:
+        own_csv(config)
+        settings(config)
+
+    return {"voc_resplit": resplit, "csv": photos}
+
+
+def data_sets(paper: Callable[[Config], None], *names: str) -> dict[str, Callable[..., None]]:
+    """The words of a system's data sets, each followed by its paper's settings; names are those of the table here."""
+    readers: dict[str, Callable[[Config], None]] = {
+        "voc2007": lambda config: voc(config, "2007"),
+        "voc2012": lambda config: voc(config, "2012"),
+        "coco2014": coco2014,
+        "nuswide": nuswide,
+        "vg200": lambda config: visual_genome(config, 200),
+        "vg500": lambda config: visual_genome(config, 500),
+    }
+
+    def word(name: str) -> Callable[[Config], None]:
+        def chosen(config: Config) -> None:
+            readers[name](config)
+            paper(config)
+
+        return chosen
+
+    return {name: word(name) for name in names}
+
+
 def own_csv(config: Config) -> None:
     """Anyone's photos: a CSV with the columns image, labels, split (`--config.data.file=photos/labels.csv`)."""
     config.data = {"name": "csv", "file": config_dict.placeholder(str)}
@@ -240,34 +347,3 @@ def own_csv(config: Config) -> None:
     config.input.size = 224
     config.input.eval = {"crop": "squish"}
     config.cache.train_views, config.cache.eval_views = ("224", "224:flip"), ("224", "224:flip")
-
-
-# --- configs as data -------------------------------------------------------------------------------------------------
-
-
-def to_json(config: Config) -> str:
-    """One canonical text for a config, as it lies in a run directory."""
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
-
-
-def from_json(text: str) -> Config:
-    """The config of a run directory; lists come back as the tuples that they were."""
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: tuples(v) for k, v in value.items()}
-        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
-
-    return ConfigDict(tuples(json.loads(text)))
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two configs, as `key: old -> new`."""
-    found: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
-    return found

@@ -1,14 +1,16 @@
 """Scores of a split -> scores.npz -> metrics -> report.json -> the table that papers print.
 
 python -m mljax.evaluate --workdir=runs/cmsg [--split=val] [--definition=env] [--checkpoint=best]
+python -m mljax.evaluate --workdir=runs/zero_shot --labels=unseen [--config.data.name=csv --config.data.file=zoo.csv]
 """
 
 import dataclasses
 import importlib
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mljax import metrics, optim, rundir
+from mljax import metrics, optim, rundir, zero_shot
 from mljax.build import find
 from mljax.data import features, loader
 from mljax.data.source import Source
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
-from mljax.flags import Parser
+from mljax.flags import Parser, override
 from mljax.types import Config
 
 log = logging.getLogger("mljax")
@@ -178,11 +180,25 @@ def finish(stage: Any, state: Any) -> dict[str, Any]:
 
 
 def write(
-    workdir: Path, scores: np.ndarray, source: Source, config: Config, *, by: str, step: int, suffix: str = ""
+    workdir: Path,
+    scores: np.ndarray,
+    source: Source,
+    config: Config,
+    *,
+    by: str,
+    step: int,
+    suffix: str = "",
+    means: Callable[[Mapping[str, float | None]], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Keep scores and report of a split in the run directory and print the table."""
+    """Keep scores and report of a split in the run directory and print the table.
+
+    Args:
+      means: AP per class -> {what: {"labels": .., "mAP": ..}}: of parts of the labels, such as those seen in training.
+    """
     report = {"split": source.name, "images": len(source), **measure(scores, source, config)}
     report |= {"seed": config.seed, "step": step, "selected_by": by, "definition": config.eval.definition}
+    if means is not None:
+        report["mAP_of"] = means(report["per_class_AP"])
     rundir.write_arrays(
         workdir / f"scores{suffix}.npz", scores=scores, labels=source.labels, scored=source.scored,
         ids=np.array(source.ids, dtype=str), classes=np.array(source.classes),
@@ -203,6 +219,21 @@ def _submit(workdir: Path, scores: np.ndarray, source: Source, config: Config) -
     if hasattr(reader, "write_submission"):
         paths = reader.write_submission(workdir, source, scores)
         print(f"{len(paths)} files for the evaluation server: {paths[0].parent}")
+
+
+def again(run: Any, split: str | None, labels: Any, vectors: str | None) -> dict[str, Any]:
+    """A `predict.Run` scored on a split from its images; `labels` and `vectors` as in `zero_shot.evaluation`."""
+    config = run.experiment.config
+    name = split or config.splits.eval
+    other, source = zero_shot.evaluation(run, name, labels, vectors)
+    source = without_given(other.experiment, source)
+    scores = Scorer(other.experiment, jax.devices()).scores(other.folded, source, None, config)
+    share = config.system.get("eval_known", 0.0)
+    shown = f"{name}_{config.eval.definition}" + (f"_known_{share:g}" if share else "")
+    shown += "" if labels is None else f"_{labels if labels in zero_shot.GROUPS else 'labels'}"
+    suffix = "_" + re.sub(r"\W+", "_", shown).strip("_")
+    means = None if labels is None else lambda aps: zero_shot.means(run, aps)
+    return write(run.workdir, scores, source, config, by=run.selected_by, step=run.step, suffix=suffix, means=means)
 
 
 def finished(workdir: Path) -> dict[str, Any] | None:
@@ -233,6 +264,8 @@ def table(report: Mapping[str, Any]) -> str:
     lines.append(f"mAP {_cell(found['mAP'])}  " + "".join(f"{name:>8}" for name in names))
     for title, suffix in (("all labels", ""), ("top 3", "_3")):
         lines.append(f"{title:<12}" + "".join(f"{_cell(found[name + suffix]):>8}" for name in names))
+    for what, mean in report.get("mAP_of", {}).items():
+        lines.append(f"mAP {_cell(mean['mAP'])}  of {mean['labels']} labels {what} in training")
     if report.get("left_out"):
         lines.append(f"without a positive, left out of mAP: {', '.join(report['left_out'])}")
     return "\n".join(lines)
@@ -251,7 +284,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--definition", help="of average precision: raw, env, sklearn, 11point")
     parser.add_argument("--views", help="average over these views, e.g. 448,448:flip")
     parser.add_argument("--known", type=float, help="share of labels to tell a system that predicts with some known")
-    args = parser.parse_args(argv)
+    parser.add_argument("--labels", help="of a zero-shot ML-Decoder: all of the data set, seen, unseen, or names")
+    parser.add_argument("--vectors", help="of labels that were not trained: a file, or glove; else where the run's are")
+    args, overrides = parser.parse_overrides(argv)
     from mljax.predict import load
 
     run = load(args.workdir, checkpoint=args.checkpoint, ema=args.ema or None, known=args.known)
@@ -262,7 +297,11 @@ def main(argv: list[str] | None = None) -> int:
         run.experiment.config.eval.definition = args.definition
     if args.views:
         run.experiment.config.cache.eval_views = tuple(args.views.split(","))
-    run.evaluate(args.split)
+    for key, value in overrides:
+        if not key.startswith(("data.", "splits.", "input.eval.", "eval.")):
+            raise UserError(f"--config.{key} cannot be changed after training; config.data, splits and eval can.")
+        override(run.experiment.config, key, value)
+    run.evaluate(args.split, labels=args.labels, vectors=args.vectors)
     return 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from mljax import weights
 from mljax.build import build, find, keywords, names
 from mljax.criterion import WHOLE, criterion
-from mljax.data import features, transforms
+from mljax.data import features, transforms, unseen
 from mljax.data.observe import observe
 from mljax.data.source import Source, load
 from mljax.errors import UserError, nearest
@@ -100,13 +100,14 @@ def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where:
 def source(config: Config, split: str, *, training: bool) -> Source:
     """A split of the run's data set; `config.splits` names the usual ones, any other split may be asked for.
 
-    A split to train on shows what `config.observe` lets through; hidden labels are gone from here on.
+    A split to train on shows what `config.observe` lets through; hidden labels are gone from here on, and so are the
+    classes of `config.unseen`.
     """
     section = dict(config.data)
     constructor = find("data", section.get("name", ""))
     if "training" in keywords(constructor):
         section["training"] = training
-    found = load(section, split)
+    found = unseen.without(load(section, split), config.unseen)
     return observe(found, config.observe) if training else found
 
 
@@ -117,21 +118,26 @@ def make_meta(config: Config, train: Source) -> Meta:
         classes=tuple(train.classes),
         labels=train.labels * train.observed,
         observed=train.observed,
-        vectors=label_vectors(config, train.classes),
+        vectors=label_vectors(config, train.classes, train.every),
     )
 
 
-def label_vectors(config: Config, classes: tuple[str, ...]) -> np.ndarray | None:
-    """(l e) by `config.vectors`: "auto" takes what the data set brings along, else a file or "glove"."""
+def label_vectors(config: Config, classes: tuple[str, ...], every: tuple[str, ...] = ()) -> np.ndarray | None:
+    """(l e) by `config.vectors`: "auto" takes what the data set brings along, else a file or "glove".
+
+    Args:
+      every: all classes of the data set where `classes` are some of them: files without names are in their order.
+    """
     if config.vectors == "none":
         return None
     if config.vectors == "auto":
-        own = getattr(__import__(find("data", config.data.name).__module__, fromlist=["_"]), "VECTORS", None)
-        return own() if own else None
-    from mljax.data.labels import load_vectors
+        return unseen.own_vectors(config.data.name, classes)
+    from mljax.data.labels import UNNAMED, load_vectors
 
     try:
-        return load_vectors(classes, source=config.vectors, root=config.data.get("root"))
+        whole = every if config.vectors.endswith(UNNAMED) else ()
+        found = load_vectors(whole or classes, source=config.vectors, root=config.data.get("root"))
+        return found[[whole.index(name) for name in classes]] if whole else found
     except UserError as error:
         if "config.vectors" in str(error):
             raise
@@ -140,12 +146,16 @@ def label_vectors(config: Config, classes: tuple[str, ...]) -> np.ndarray | None
 
 
 def preprocessing(config: Config) -> dict[str, Any]:
-    """What travels with the weights of a config: mean, std and provenance; a run directory keeps it."""
-    if config.weights.name is None:
-        return {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "weights": None}
-    record = weights.resolve(config.weights.name, config.backbone.name)
-    mean, std = weights.preprocessing(record)
-    return {"mean": list(mean), "std": list(std), "weights": dataclasses.asdict(record)}
+    """What travels with the weights of a config: mean, std and provenance; a run directory keeps it.
+
+    `config.weights.mean` and `std` go before what the weights were made with.
+    """
+    mean, std, facts = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None
+    if config.weights.name is not None:
+        record = weights.resolve(config.weights.name, config.backbone.name)
+        (mean, std), facts = weights.preprocessing(record), dataclasses.asdict(record)
+    mean, std = tuple(config.weights.mean) or mean, tuple(config.weights.std) or std
+    return {"mean": list(mean), "std": list(std), "weights": facts}
 
 
 def assemble(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experiment:

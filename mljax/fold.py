@@ -12,7 +12,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mljax.backbones._common import BatchNorm
-from mljax.errors import UserError
 
 
 def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[dict[str, Any], int]:
@@ -25,8 +24,6 @@ def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[d
       batch: an example, of shapes or arrays: it shows which normalisations there are.
     Returns:
       (variables, how many normalisations were folded). float32 values agree to 1e-5 of the largest.
-    Raises:
-      UserError: the system has none.
     """
     eps: dict[tuple[str, ...], float] = {}
 
@@ -50,6 +47,4 @@ def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[d
         params[kernel] = (np.asarray(params[kernel]) * gain).astype(np.float32)
         params[(*path, "bias")] = (np.asarray(bias) - np.asarray(mean) * gain).astype(np.float32)
         folded += 1
-    if not folded:
-        raise UserError("There is no batch normalisation after a convolution here to fold; leave out --fold.")
     return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}, folded

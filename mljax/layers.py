@@ -43,6 +43,7 @@ def torch_linear_init(fan_in: int) -> Callable[..., jax.Array]:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+XAVIER = nn.initializers.xavier_uniform()
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -81,6 +82,7 @@ class MultiHeadAttention(nn.Module):
       use_output: whether to project the merged heads.
       dtype: of the computation.
       kernel_init, bias_init: of all four projections; Xavier and zero unless a system's authors have others.
+      output_init: of the output projection's kernel, where it differs from that of the other three.
     """
 
     heads: int
@@ -90,8 +92,9 @@ class MultiHeadAttention(nn.Module):
     combine: Callable[[jax.Array], jax.Array] | None = None
     use_output: bool = True
     dtype: Any = jnp.float32
-    kernel_init: Callable[..., jax.Array] = nn.initializers.xavier_uniform()
+    kernel_init: Callable[..., jax.Array] = XAVIER
     bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
+    output_init: Callable[..., jax.Array] | None = None
 
     @nn.compact
     def __call__(
@@ -103,9 +106,8 @@ class MultiHeadAttention(nn.Module):
         size = self.width // self.heads
 
         def dense(name: str) -> nn.Dense:
-            return nn.Dense(
-                self.width, dtype=self.dtype, name=name, kernel_init=self.kernel_init, bias_init=self.bias_init
-            )
+            init = self.output_init if name == "out" and self.output_init is not None else self.kernel_init
+            return nn.Dense(self.width, dtype=self.dtype, name=name, kernel_init=init, bias_init=self.bias_init)
 
         def project(x: jax.Array, name: str) -> jax.Array:
             return dense(name)(x).reshape(*x.shape[:-1], self.heads, size)
@@ -121,26 +123,52 @@ class MultiHeadAttention(nn.Module):
         return (dense("out")(merged) if self.use_output else merged), weights
 
 
+INITS = ("xavier", "stacked", "torch")
+# Xavier of the stacked projections of q, k and v, as torch's MultiheadAttention holds them: fans d and 3 d, not d and d
+STACKED = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+
+
+def attention_init(initial: str, width: int) -> dict[str, Any]:
+    """`kernel_init` and `output_init` of a `MultiHeadAttention` by the name that `AttentionLayer` explains."""
+    if initial == "xavier":
+        return {}
+    return {"kernel_init": STACKED, "output_init": XAVIER if initial == "stacked" else torch_linear_init(width)}
+
+
 class FeedForward(nn.Module):
-    """Dense, activation, dropout, dense: (.. d) -> (.. d)."""
+    """Dense, activation, dropout, dense: (.. d) -> (.. d). `initial` is explained at `AttentionLayer`."""
 
     hidden: int
     dropout: float = 0.0
     activation: str = "relu"
     dtype: Any = jnp.float32
+    initial: str = "xavier"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        init = nn.initializers.xavier_uniform()
-        y = ACTIVATIONS[self.activation](nn.Dense(self.hidden, dtype=self.dtype, kernel_init=init, name="in")(x))
+        def dense(features: int, inputs: int, name: str) -> nn.Dense:
+            torch, zero = torch_linear_init(inputs), nn.initializers.zeros_init()
+            return nn.Dense(
+                features, dtype=self.dtype, name=name, kernel_init=torch if self.initial == "torch" else XAVIER,
+                bias_init=zero if self.initial == "xavier" else torch,
+            )  # fmt: skip
+
+        y = ACTIVATIONS[self.activation](dense(self.hidden, x.shape[-1], "in")(x))
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="out")(y)
+        return dense(x.shape[-1], self.hidden, "out")(y)
 
 
 class AttentionLayer(nn.Module):
     """A post-norm transformer layer: attention, add and LayerNorm, feed-forward, add and LayerNorm.
 
     Self-attention if no memory is given, cross-attention otherwise. Positions are added to queries and keys only.
+
+    Attributes:
+      heads, width, dropout, combine, dtype: as in `MultiHeadAttention`; hidden, activation: as in `FeedForward`.
+      initial: "xavier": every matrix by itself, biases zero. "stacked": as in torch where a transformer sets all
+        matrices to Xavier: q, k and v are one matrix there and start sqrt(2) smaller; biases of the feed-forward part
+        are uniform within 1 / sqrt(inputs). "torch": as in torch where nothing is set: besides the stacked q, k and v
+        all matrices are uniform within 1 / sqrt(inputs).
     """
 
     heads: int
@@ -150,6 +178,7 @@ class AttentionLayer(nn.Module):
     activation: str = "relu"
     combine: Callable[[jax.Array], jax.Array] | None = None
     dtype: Any = jnp.float32
+    initial: str = "xavier"
 
     @nn.compact
     def __call__(
@@ -166,15 +195,16 @@ class AttentionLayer(nn.Module):
         value = x if memory is None else memory
         key = value if key_position is None else value + key_position
         attended, weights = MultiHeadAttention(
-            self.heads, self.width, self.dropout, combine=self.combine, dtype=self.dtype, name="attention"
-        )(query, key, value, train=train)
+            self.heads, self.width, self.dropout, combine=self.combine, dtype=self.dtype, name="attention",
+            **attention_init(self.initial, self.width),
+        )(query, key, value, train=train)  # fmt: skip
 
         def drop(y: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout, deterministic=not train)(y)
 
         x = layer_norm("norm1", self.dtype)(x + drop(attended))
-        forward = FeedForward(self.hidden, self.dropout, self.activation, self.dtype, name="ffn")(x, train=train)
-        return layer_norm("norm2", self.dtype)(x + drop(forward)), weights
+        ffn = FeedForward(self.hidden, self.dropout, self.activation, self.dtype, self.initial, name="ffn")
+        return layer_norm("norm2", self.dtype)(x + drop(ffn(x, train=train))), weights
 
 
 def layer_norm(name: str, dtype: Any, epsilon: float = 1e-5) -> Callable[[jax.Array], jax.Array]:

@@ -75,7 +75,8 @@ def optimizer(
       schedule_epochs: epochs of the schedule where the run stops earlier (ASL: 80 of which 41 are run).
       pct_start, div, final_div: of one_cycle.
       every, boundaries, factor: of step, in epochs; `factor` also of plateau.
-      warmup_epochs, warmup_start, floor: of warmup_cosine, the latter two as shares of lr.
+      warmup_epochs, warmup_start: of warmup_cosine and step; from which share of lr it grows linearly, and how long.
+      floor: of warmup_cosine, a share of lr.
       mode, patience, threshold, cooldown: of plateau; the trainer gives them to `plateau_update`.
       weight_decay: added to the gradient (adam, sgd), or decoupled and scaled by the rate (adamw).
       coupled: overrides which of the two.

@@ -98,8 +98,8 @@ def open_run(workdir: Path, config: Config) -> None:
     """
     path = workdir / "config.json"
     if path.is_file() and not untouched(workdir):
-        old, new = read_json(path), json.loads(configs.to_json(config))
-        changed = [d for d in configs.differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
+        old, new = completed(read_json(path)), json.loads(to_json(config))
+        changed = [d for d in differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
         if changed:
             more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
             raise UserError(
@@ -115,7 +115,7 @@ def open_run(workdir: Path, config: Config) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be made ({error.strerror}); choose another --workdir.") from None
-    write_text(path, configs.to_json(config))
+    write_text(path, to_json(config))
     write_text(workdir / "env.json", json.dumps(environment(), indent=2))
 
 
@@ -177,7 +177,8 @@ def load_meta(workdir: Path) -> Meta:
 
 
 def load_config(workdir: Path) -> Config:
-    return configs.from_json(json.dumps(read_json(workdir / "config.json")))
+    """The config of a run; keys that are newer than the run have their defaults."""
+    return from_json(json.dumps(completed(read_json(workdir / "config.json"))))
 
 
 def stage_configs(config: Config) -> list[Config]:
@@ -215,3 +216,46 @@ def _overlay(config: Any, partial: Any, where: str) -> None:
 def load_preprocessing(workdir: Path) -> dict[str, Any]:
     """Mean, std and provenance of the weights that a run started from."""
     return read_json(workdir / "preprocessing.json")
+
+
+# --- configs as data -------------------------------------------------------------------------------------------------
+
+
+def to_json(config: Config) -> str:
+    """One canonical text for a config, as it lies in a run directory."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list)
+
+
+def from_json(text: str) -> Config:
+    """The config of a run directory; lists come back as the tuples that they were."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text)))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two configs, as `key: old -> new`."""
+    found: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return found
+
+
+def completed(text: dict[str, Any]) -> dict[str, Any]:
+    """A run's config as a dict, with the keys that versions since then have added, at the values they had by default.
+
+    Only of sections whose keys are the same in every experiment: the others are what their constructors take.
+    """
+    known = json.loads(to_json(configs.base()))
+    for key in ("input", "cache", "weights", "eval"):
+        if isinstance(text.get(key), dict):
+            text[key] = {**known[key], **text[key]}
+    return {**known, **text}

@@ -81,6 +81,16 @@ def warmup_cosine(peak: float, total_steps: int, warmup_steps: int, start: float
     return value
 
 
+def warmed_up(schedule: Schedule, warmup_steps: int, start: float = 0.1) -> Schedule:
+    """A schedule times a share that grows linearly from `start` at step 0 to 1 at `warmup_steps`."""
+
+    def value(step: Any) -> Any:
+        share = jnp.clip(jnp.asarray(step, jnp.float32) / max(warmup_steps, 1), 0.0, 1.0)
+        return schedule(step) * (start + (1 - start) * share)
+
+    return value
+
+
 def make_schedule(
     schedule: str,
     lr: float,
@@ -128,7 +138,8 @@ def make_schedule(
                 "The schedule 'step' needs either config.optim.every or config.optim.boundaries, in epochs."
             )
         drop = None if every is None else max(updates(every), 1)
-        return step_decay(lr, every=drop, boundaries=[updates(b) for b in boundaries], factor=factor), total
+        decayed = step_decay(lr, every=drop, boundaries=[updates(b) for b in boundaries], factor=factor)
+        return (warmed_up(decayed, updates(warmup_epochs), warmup_start) if warmup_epochs else decayed), total
     if not total:
         raise UserError(f"The schedule {schedule!r} needs total_steps of at least one update.")
     if schedule == "one_cycle":

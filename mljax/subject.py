@@ -28,12 +28,14 @@ class Subject:
       source: images of a split, drawn by the seed where there are more than asked for.
       folder: where pictures go.
       rng: numpy generator of the seed.
+      split: the name by which the data set knows the images, or what they are drawn from.
     """
 
     run: predict.Run
     source: Source
     folder: Path
     rng: np.random.Generator
+    split: str = ""
 
     def picture(self, index: int) -> Any:
         return decode(self.source.read(index), where=str(self.source.ids[index]))

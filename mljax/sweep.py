@@ -2,7 +2,12 @@
 
 python -m mljax.sweep --config=configs/cmsg.py --workdir=runs/heads --over system.sga_heads=1,2,4 --seeds=0,1,2
 python -m mljax.sweep --config=configs/csra.py:voc_resplit --config=configs/cmsg.py:voc_resplit@0,1,2 --workdir=runs/all
-python -m mljax.sweep --config=configs/sst.py:voc2007 --columns=known=0.1,known=0.5,known=0.9 --workdir=runs/partial
+python -m mljax.sweep --config=configs/sst.py:voc2007 --columns=known=0.1..0.9 --workdir=runs/partial
+python -m mljax.sweep --config=configs/single_positive.py:an --columns=voc2012,coco2014 --workdir=runs/spml \
+    --over optim.lr=1e-2,1e-3 --over optim.batch_size=8,16 --grid --best --split=val
+
+With --columns a table has a row for each config and a column for each word, as the papers on few labels print theirs.
+With --best a cell shows one of the settings alone, the best by the run's own split; --split scores another split then.
 """
 
 import itertools
@@ -29,6 +34,7 @@ class Job(NamedTuple):
     config: str
     variant: Variant
     seed: int
+    name: str
     row: str
     column: str
     folder: str
@@ -69,6 +75,22 @@ def seeds_of(text: str) -> list[int]:
         raise UserError(f"The seeds {text!r} are no whole numbers between commas, e.g. 0,1,2.") from None
 
 
+def columns_of(text: str) -> list[str]:
+    """ "known=0.1..0.3,known=0.9" -> ["known=0.1", "known=0.2", "known=0.3", "known=0.9"]: steps of the last digit."""
+    found = []
+    for word in filter(None, text.split(",")):
+        span = re.fullmatch(r"(\w+=)(\d+(?:\.(\d+))?)\.\.(\d+(?:\.\d+)?)", word)
+        if not span:
+            found.append(word)
+            continue
+        digits = len(span[3] or "")
+        first, last = round(float(span[2]) * 10**digits), round(float(span[4]) * 10**digits)
+        if last < first:
+            raise UserError(f"--columns has {word!r}, which ends before it begins.")
+        found += [f"{span[1]}{value / 10**digits:.{digits}f}" for value in range(first, last + 1)]
+    return found
+
+
 def jobs_of(configs: list[str], columns: list[str], chosen: list[Variant], seeds: str) -> list[Job]:
     """All runs, the first seed of every row before the second of any."""
     jobs = []
@@ -79,23 +101,63 @@ def jobs_of(configs: list[str], columns: list[str], chosen: list[Variant], seeds
             whole = config + ("," if ":" in config else ":") * bool(column) + column
             lone = len(configs) == 1 and not columns
             parts = [] if lone else [slug(whole.removeprefix("configs/"))]
-            row = settings or "as configured" if len(configs) == 1 else ", ".join(filter(None, (config, settings)))
+            short = re.sub(r"^configs/|\.py(?=$|:)", "", config)
+            row = settings or "as configured" if lone else ", ".join(filter(None, (short, settings)))
             for order, seed in enumerate(seeds_of(own or seeds)):
                 folder = "_".join([*parts, folder_of(variant, seed)])
-                jobs.append((order, Job(whole, variant, seed, row, column, folder)))
+                jobs.append((order, Job(whole, variant, seed, short, row, column, folder)))
     return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
 
 
-def run(job: Job, workdir: Path, extra: list[tuple[str, str]]) -> dict[str, Any]:
-    """One run in a process of its own; a finished one is only read."""
+def run(job: Job, workdir: Path, extra: list[tuple[str, str]], split: str = "") -> tuple[Any, Any]:
+    """One run in a process of its own; a finished one is only read.
+
+    Returns:
+      Its report, and that of `split`, or its own again.
+    """
     path = workdir / job.folder
     if not (path / "report.json").is_file():
-        command = [sys.executable, "-m", "mljax.main", f"--config={job.config}", f"--workdir={path}"]
         settings = [("seed", job.seed), *extra, *job.variant]
-        command += [f"--config.{key}={value}" for key, value in settings]
-        if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-            raise UserError(f"The run in {path} ended with status {code}; mend it and run the same command again.")
-    return json.loads((path / "report.json").read_text())
+        _call("main", path, f"--config={job.config}", *(f"--config.{key}={value}" for key, value in settings))
+    own = json.loads((path / "report.json").read_text())
+    if not split:
+        return own, own
+    name = re.sub(r"\W+", "_", f"report_{split}_{own['definition']}").strip("_")
+    if not any(path.glob(f"{name}*.json")):
+        _call("evaluate", path, f"--split={split}")
+    return own, json.loads(next(path.glob(f"{name}*.json")).read_text())
+
+
+def _call(module: str, path: Path, *flags: str) -> None:
+    command = [sys.executable, "-m", f"mljax.{module}", f"--workdir={path}", *flags]
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(f"The run in {path} ended with status {code}; mend it and run the same command again.")
+
+
+class Result(NamedTuple):
+    """A job, the mAP by which settings are compared, and the report that the table shows."""
+
+    job: Job
+    own: float
+    report: dict[str, Any]
+
+
+def best(results: list[Result]) -> tuple[list[Result], list[str]]:
+    """Of each config and column the setting with the best mean mAP over seeds, and a line that says which.
+
+    Ties go to the first. As the single-positive code chooses learning rate and batch size on its validation split.
+    """
+    cells: dict[tuple[str, str], dict[Variant, list[Result]]] = {}
+    for result in results:
+        cells.setdefault((result.job.name, result.job.column), {}).setdefault(result.job.variant, []).append(result)
+    kept, lines = [], []
+    for (row, column), found in cells.items():
+        chosen = max(found, key=lambda variant, found=found: np.mean([r.own for r in found[variant]]))
+        kept += [r._replace(job=r.job._replace(row=row)) for r in found[chosen]]
+        settings = ", ".join(f"{key}={value}" for key, value in chosen) or "as configured"
+        own = np.mean([r.own for r in found[chosen]])
+        lines.append(f"{', '.join(filter(None, (row, column)))}: {settings} (mAP {own:.2f} of {len(found)} settings)")
+    return kept, lines
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -108,13 +170,17 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def wide_table(found: dict[tuple[str, str], list[dict[str, Any]]], columns: list[str]) -> str:
-    """A markdown table as the partial-label papers print it: mAP for each column, and their average."""
-    lines = [f"| mAP | {' | '.join(columns)} | average |", "|---" * (len(columns) + 2) + "|"]
+    """A markdown table as the papers on few labels print it: mAP for each column; for shares known, their average."""
+    shares = all(word.startswith("known=") for word in columns)
+    heads = [f"{100 * float(word.removeprefix('known=')):g} %" for word in columns] if shares else columns
+    average = ["average"] if shares else []
+    lines = [f"| mAP | {' | '.join([*heads, *average])} |", "|---" * (len(columns) + 1 + shares) + "|"]
     for name in dict.fromkeys(row for row, _ in found):
         values = [[r["metrics"]["mAP"] for r in found.get((name, column), [])] for column in columns]
         cells = [summary(v) if v else "-" for v in values]
-        average = f"{np.mean([np.mean(v) for v in values]):.2f}" if all(values) else "-"
-        lines.append(f"| {name} | {' | '.join(cells)} | {average} |")
+        if shares:
+            cells.append(f"{np.mean([np.mean(v) for v in values]):.2f}" if all(values) else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -123,8 +189,14 @@ def summary(values: list[float]) -> str:
     return f"{mean} ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else mean
 
 
-def shown(found: dict[tuple[str, str], list[dict[str, Any]]], columns: list[str]) -> str:
-    return wide_table(found, columns) if columns else table({row: reports for (row, _), reports in found.items()})
+def shown(results: list[Result], columns: list[str], choose: bool) -> str:
+    """The table of what is done so far, and with `choose` which settings it shows."""
+    results, lines = best(results) if choose else (results, [])
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault((result.job.row, result.job.column), []).append(result.report)
+    text = wide_table(found, columns) if columns else table({row: reports for (row, _), reports in found.items()})
+    return "\n".join([text, *([""] * bool(lines)), *lines])
 
 
 def parse(argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
@@ -135,7 +207,9 @@ def parse(argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--over", action="append", default=[], metavar="KEY=V,V", help="a setting to vary")
     parser.add_argument("--grid", action="store_true", help="all combinations instead of one at a time")
-    parser.add_argument("--columns", default="", metavar="WORD,WORD", help="words of the configs, a column each")
+    parser.add_argument("--columns", default="", metavar="WORD,WORD", help="words of the configs; known=0.1..0.9")
+    parser.add_argument("--best", action="store_true", help="of the settings show the best by the run's own split")
+    parser.add_argument("--split", default="", help="show the figures of this split, e.g. val, not of the run's own")
     parser.add_argument("--seeds", default="0", help="e.g. 0,1,2")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args, extra = parser.parse_overrides(argv)
@@ -146,27 +220,27 @@ def parse(argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
 
 def main(argv: list[str] | None = None) -> int:
     args, extra = parse(argv)
-    columns = [word for word in args.columns.split(",") if word]
+    columns = columns_of(args.columns)
     jobs = jobs_of(args.config, columns, variants(args.over, args.grid), args.seeds)
     for job in jobs:  # a wrong key is said before hours of training
         config = read_config(job.config)
         for key, value in (*extra, *job.variant):
             override(config, key, value)
     args.workdir.mkdir(parents=True, exist_ok=True)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {(job.row, job.column): [] for job in jobs}
+    results: list[Result] = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        tasks = [pool.submit(run, job, args.workdir, extra) for job in jobs]
+        tasks = [pool.submit(run, job, args.workdir, extra, args.split) for job in jobs]
         try:
             for job, task in zip(jobs, tasks):
-                found[job.row, job.column].append(task.result())
+                own, report = task.result()
+                results.append(Result(job, own["metrics"]["mAP"], report))
                 where = ", ".join(filter(None, (job.row, job.column)))
-                print(f"{where}, seed {job.seed}: mAP {task.result()['metrics']['mAP']:.2f}", file=sys.stderr)
-                done = {place: reports for place, reports in found.items() if reports}
-                write_text(args.workdir / "sweep.md", shown(done, columns) + "\n")
+                print(f"{where}, seed {job.seed}: mAP {report['metrics']['mAP']:.2f}", file=sys.stderr)
+                write_text(args.workdir / "sweep.md", shown(results, columns, args.best) + "\n")
         finally:
             for task in tasks:
                 task.cancel()
-    print(shown(found, columns))
+    print(shown(results, columns, args.best))
     return 0
 
 

@@ -254,11 +254,15 @@ class Stage:
         every = config.eval.every * self.steps_per_epoch
         pending: list[tuple[int, Any]] = []
         meter = progress.Meter(self.writer, self.label, start, self.total, config.optim.batch_size)
-        with interruptible() as asked, contextlib.closing(self._batches(start)) as batches, meter:
+        with (
+            interruptible() as asked,
+            contextlib.closing(loader.Ahead(self._batches(start), self.place)) as batches,
+            meter,
+        ):
             for step in range(start, self.total):
                 if step % self.steps_per_epoch == 0:
                     state = self._refresh(state, step // self.steps_per_epoch)
-                state, metrics = self.step(state, self.place(next(batches)))
+                state, metrics = self.step(state, next(batches))
                 pending.append((step, metrics))
                 done = step + 1
                 if step == start:

@@ -153,6 +153,15 @@ def cooccurrence_loss(pair_logits: Array, labels: Array, observed: Array) -> Arr
     return asl(pair_logits, targets, gamma_neg=2.0, gamma_pos=1.0, clip=0.05, detach_focal=False)
 
 
+def cooccurrence_matrix(pair_logits: Array, count: int) -> Array:
+    """How labels go together in each image, as SST's pair logits (b pairs) say it: (b l l), symmetric, ones on the
+    diagonal."""
+    i, j = pair_index(count)
+    probabilities = jax.nn.sigmoid(pair_logits.astype(jnp.float32))
+    matrix = jnp.zeros((len(pair_logits), count, count), jnp.float32).at[:, i, j].set(probabilities)
+    return matrix + matrix.swapaxes(1, 2) + jnp.eye(count, dtype=jnp.float32)[None]
+
+
 def cooccurrence_scores(pair_logits: Array, labels: Array, observed: Array) -> Array:
     """Mean over an image's known positives of the probability that a label goes with them; 0 without any.
 
@@ -163,11 +172,7 @@ def cooccurrence_scores(pair_logits: Array, labels: Array, observed: Array) -> A
       (b l).
     Differs from the paper (Chen et al., AAAI 2022), as its authors' code does: a mean, not a sum.
     """
-    count = labels.shape[-1]
-    i, j = pair_index(count)
-    probabilities = jax.nn.sigmoid(pair_logits.astype(jnp.float32))
-    matrix = jnp.zeros((labels.shape[0], count, count), jnp.float32).at[:, i, j].set(probabilities)
-    matrix = matrix + matrix.swapaxes(1, 2) + jnp.eye(count, dtype=jnp.float32)[None]
+    matrix = cooccurrence_matrix(pair_logits, labels.shape[-1])
     positive = (labels * observed).astype(jnp.float32)
     total = jnp.einsum("blm,bm->bl", matrix, positive, precision="highest")
     return total / jnp.maximum(positive.sum(axis=-1, keepdims=True), 1)

@@ -7,9 +7,11 @@ import pytest
 
 import toy
 from conftest import golden_file
-from mljax import published
+from mljax import experiment, published
+from mljax.check import check
 from mljax.criterion import criterion
 from mljax.errors import UserError
+from mljax.schedules import make_schedule
 from mljax.systems.csra import TEMPERATURES, csra
 from mljax.types import Meta
 
@@ -140,3 +142,42 @@ def test_words_of_the_config():
     found = toy.config("csra", "coco2014,heads=6")
     assert (found.system.heads, found.system.lam, found.optim.every) == (6, 0.5, 5)
     assert {k: len(v) for k, v in TEMPERATURES.items()} == {k: k for k in (1, 2, 4, 6, 8)}
+
+
+# --- the papers' words ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("word", "every"), [("voc2007", 4), ("coco2014", 5)])
+def test_two_epochs_of_warm_up_then_steps(word, every):
+    """The authors' rate, batch by batch: base * i / (2 epochs) in the first two, then a tenth every so many epochs."""
+    optim = toy.config("csra", word).optim.to_dict()
+    chosen = {k: optim[k] for k in ("schedule", "lr", "every", "warmup_epochs", "warmup_start")}
+    schedule, _ = make_schedule(**chosen, total_steps=30 * 7, steps_per_epoch=7)
+    for step in range(30 * 7):
+        wanted = 0.1 * min(1, step / 14) * 0.1 ** (step // 7 // every)
+        np.testing.assert_allclose(schedule(step), wanted, rtol=1e-5, atol=1e-12)
+
+
+def test_images_stay_between_zero_and_one():
+    found = toy.config("csra", "voc2007")
+    found.weights.name = None
+    values = experiment.preprocessing(found)
+    image = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    np.testing.assert_allclose(experiment.normalise(image, values["mean"], values["std"]), image / 255, rtol=1e-6)
+    plain = experiment.preprocessing(toy.config("csra"))
+    assert plain["mean"] == [0.5] * 3 and plain["std"] == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("mean", (0.5, 0.5), "weights.mean is .*; it must be three numbers, for red"),
+        ("std", (1.0, 0.0, 1.0), "weights.std is .*; it must be three numbers above 0"),
+        ("mean", ("a", "b", "c"), "weights.mean is .* three numbers"),
+    ],
+)
+def test_pixels_that_cannot_be(key, value, said):
+    found = toy.config("csra")
+    found.weights[key] = value
+    with pytest.raises(UserError, match=said):
+        check(found)

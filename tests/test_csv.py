@@ -1,5 +1,8 @@
 """The CSV reader against files as people write them."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +184,41 @@ def test_real_photos(real_data: Path):
     assert absent == ["hair drier", "sheep"]
     assert (train.labels.sum(1) == 0).sum() + (val.labels.sum(1) == 0).sum() == 2
     assert train.read(0)[:2] == b"\xff\xd8"
+
+
+MILLION = """
+import json, os, resource, sys, time
+import numpy as np
+from mljax.data import files
+from mljax.data.table import table
+def status(path, of=os.stat, there=sys.argv[1]):  # of one file: a million would take longer to make than to read
+    return of(there)
+files.os = type("os", (), {**vars(os), "stat": staticmethod(status)})
+cpu = time.process_time()
+source = table("train", file=sys.argv[1])
+opened = time.process_time() - cpu
+assert len(source) == 1_000_000 and len(source.classes) == 80
+def reading(rows):
+    began = time.process_time()
+    for row in rows:
+        record = source.labels[int(row)], source.read.paths[int(row)], source.ids[int(row)]
+        assert record[1].endswith(record[2]) and int(record[2][2:-4]) == row
+    return (time.process_time() - began) / len(rows)
+rng = np.random.default_rng(0)
+near, far = reading(rng.integers(0, 1000, 20_000)), reading(rng.integers(0, 1_000_000, 20_000))
+print(json.dumps([opened, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, near, far]))
+"""
+
+
+@pytest.mark.slow
+def test_a_million_rows(tmp_path: Path):
+    """Opens in under 5 s of CPU time and 1 GB, the whole process counted; a row's place does not matter."""
+    rng = np.random.default_rng(0)
+    names = [f"thing {i:02d}" for i in range(80)]
+    rows = ["|".join(names[i] for i in chosen) for chosen in np.sort(rng.integers(0, 80, (1_000_000, 3)))]
+    lines = [f"a/{i}.jpg,{labels},train" for i, labels in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("\n".join(["image,labels,split", *lines]))
+    script = [sys.executable, "-c", MILLION, str(tmp_path / "labels.csv")]
+    answer = subprocess.run(script, capture_output=True, text=True, check=True)
+    opened, gigabytes, near, far = json.loads(answer.stdout)
+    assert opened < 5 and gigabytes < 1 and far < 10 * near, answer.stdout

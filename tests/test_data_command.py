@@ -46,6 +46,14 @@ def test_known_counts():
     assert _known.counts("COCO2014 train")["person"] == 45174 and _known.counts("VOC2007 test")["dog"] == 418
     assert _known.counts("COCO2014 train (all images)") == _known.counts("COCO2014 train")
     assert _known.counts("VOC2007 re-split test") is None
+    for year, total in (("VOC2007", 7306), ("VOC2012", 16682)):
+        train, val, both = (np.array(_known.COUNTS[f"{year} {split}"]) for split in ("train", "val", "trainval"))
+        np.testing.assert_array_equal(train + val, both)
+        assert both.sum() == total and (both < _known.IMAGES[f"{year} trainval"][0]).all()
+    for name, count in {"VOC2007 trainval": 5011, "VOC2012 test (unlabelled)": 10991, "COCO2014 val": 40137}.items():
+        assert _known.IMAGES[name] == (count,)
+    assert _known.plain_name("VOC2012 (TFDS) train+validation") == "VOC2012 trainval"
+    assert _known.plain_name("VOC2007 (TFDS) validation (short side 300)") == "VOC2007 val"
     assert _known.IMAGES["COCO2014 train"][0] + _known.IMAGES["COCO2014 val"][0] == 122218
 
 
@@ -56,6 +64,13 @@ def test_counts_of_the_published_labels(real_data):
             source = split(f"VOC2007 {name}", (ternary >= 0).astype(np.uint8), _known.VOC, scored=(ternary != 0) * 1)
             fine, wrong = stats.check(source)
             assert not wrong and len(fine) == 2 and "each of its 20 classes" in fine[1]
+
+
+def test_counts_of_the_published_cooccurrence(real_data):
+    """Images per class of COCO's training split, which its co-occurrence was counted on."""
+    with np.load(real_data / "labels" / "coco_cooccurrence.npz", allow_pickle=False) as arrays:
+        found = dict(zip(arrays["names"].tolist(), arrays["nums"].astype(int).tolist()))
+    assert found == _known.counts("COCO2014 train") and found["person"] == 45174 and sum(found.values()) == 241035
 
 
 def test_a_wrong_class_order_or_number_of_images_is_found():

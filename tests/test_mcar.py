@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 import toy
 from conftest import golden_file
 from mljax import published, train
 from mljax.backbones._common import Conv
 from mljax.criterion import criterion
+from mljax.data import transforms
 from mljax.errors import UserError
 from mljax.published import Names
 from mljax.systems import _mcar
@@ -202,3 +204,35 @@ def test_what_a_user_can_get_wrong(tmp_path):
     found.cache.train_views, found.cache.eval_views = ("64",), ("64",)
     with pytest.raises(UserError, match=cached):
         train.fit(found, tmp_path / "run")
+
+
+# --- the papers' words ------------------------------------------------------------------------------------------------
+
+
+def test_colour_jitter_is_that_of_torchvision():
+    """Three factors of 0.7 to 1.3 in one of six orders, each by Pillow; then the flip."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    transform, orders = transforms.train(24, flip=0.5, color_jitter=0.3), set()
+    small = noise.resize((24, 24), Image.Resampling.BILINEAR)
+    for seed in range(40):
+        rng, image = np.random.default_rng(seed), small
+        order = tuple(rng.permutation(3).tolist())
+        for i in order:
+            factor = rng.uniform(0.7, 1.3)
+            image = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[i](image).enhance(factor)
+        wanted = np.asarray(image)[:, ::-1] if rng.random() < 0.5 else np.asarray(image)
+        np.testing.assert_array_equal(transform(noise, np.random.default_rng(seed)), wanted)
+        orders.add(order)
+    assert len(orders) == 6
+    still = transforms.train(24, flip=0.0, color_jitter=0.0)(noise, np.random.default_rng(0))
+    np.testing.assert_array_equal(still, np.asarray(small))
+    with pytest.raises(UserError, match="color_jitter must lie between 0 and 1"):
+        transforms.train(24, color_jitter=2.0)
+
+
+def test_the_papers_words_are_the_authors_training():
+    found = toy.config("mcar", "voc2007")
+    assert dict(found.input.train) == {"crop": "squish", "flip": 0.5, "color_jitter": 0.3}
+    np.testing.assert_allclose(1 / (1 + np.exp(-found.eval.threshold)), 0.6)
+    resplit = toy.config("mcar", "voc_resplit")
+    assert resplit.input.size == 160 and resplit.optim.epochs == 3 and resplit.eval.threshold == 0

@@ -14,6 +14,7 @@ from mljax.checkpoint import Checkpoints
 from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.flags import read_config
+from mljax.rundir import differences
 from mljax.systems.mulcon import PUBLISHED, every_view, mulcon
 from mljax.types import Meta
 from torch_writer import bare_resnet, tensors, torch_zip
@@ -242,6 +243,32 @@ def test_loss_equals_numpy(how, denominator):
     np.testing.assert_allclose(terms["classification"], (bce * known).sum() / known.sum(), rtol=1e-4)
     np.testing.assert_allclose(terms["contrast"], contrast, rtol=1e-4)
     np.testing.assert_allclose(loss, terms["classification"] + 0.3 * terms["contrast"], rtol=1e-6)
+
+
+def test_without_contrast_all_views_are_classified():
+    """The second step's BCE row sees what the contrast sees: both views of every image."""
+    system, data = build(contrast=0.0), batch()
+    variables = jax.device_get(system.init(jax.random.key(0), data))
+    loss, terms = jax.jit(functools.partial(system.apply, method="loss"))(variables, data, 0)
+    assert "projector" not in variables["params"] and not terms
+    x = np.float64(data["views"]["32"]).reshape(12, 2, 3, D)
+    data = {k: np.repeat(v, 2, 0) for k, v in data.items() if k in ("labels", "observed", "mask")}
+    logits = np.asarray(system.apply(variables, {"endpoints": {"32": x.astype(np.float32)}, **data}).logits, np.float64)
+    known = data["observed"] * data["mask"][:, None]
+    bce = np.log1p(np.exp(logits)) - data["labels"] * logits
+    np.testing.assert_allclose(loss, (bce * known).sum() / known.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("data", ["", "voc_resplit"])
+def test_the_bce_row_of_both_steps_differs_in_the_contrast_alone(data):
+    two = rundir.stage_configs(toy.config("mulcon", data))
+    plain = rundir.stage_configs(toy.config("mulcon", f"{data},bce_two_steps".strip(",")))
+    for a, b in zip(two, plain, strict=True):
+        changed = differences(a.to_dict(), b.to_dict())
+        assert all(x.startswith(("system.contrast: ", "experiment: ")) for x in changed), changed
+    assert [s.system.contrast for s in plain] == [0, 0] and [s.input.views for s in plain] == [1, 2]
+    if data:
+        assert len(two[0].cache.train_views) == 6 and len(two[1].cache.train_views) == 10
 
 
 @pytest.mark.parametrize("case", ["few", "two_blocks", "all", "none", "one_entry", "one_label"])

@@ -1,5 +1,6 @@
 """Packing into array_record shards: the same images and labels come back; interrupted, it goes on."""
 
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from mljax.data import observe
 from mljax.data import packed as packing
 from mljax.data.images import decode
 from mljax.data.packed import pack, packed
@@ -104,6 +106,37 @@ def test_arrays_are_kept_without_loss(tmp_path):
     found = packed("train", training=True, root=str(tmp_path))
     for i in range(5):
         np.testing.assert_array_equal(np.asarray(decode(found.read(i))), source.read(i))
+
+
+def test_where_things_stand_is_kept(tmp_path):
+    """Label bias chooses the same labels of a packed split, also where its images are made smaller."""
+    whole = scenes("train", train_images=12)
+    for name, short_side in (("whole", None), ("small", 48)):
+        pack(both(whole), tmp_path / name / "train", short_side=short_side, shard=5)
+        found = packed("train", training=True, root=str(tmp_path / name))
+        for row in range(len(whole)):
+            one, other = found.instances(row), whole.instances(row)
+            assert one.size == tuple(map(float, other.size))
+            for values, expected in zip(one[1:], other[1:], strict=True):
+                np.testing.assert_array_equal(values, expected)
+        for bias in ("size", "location"):
+            section = {"name": "single_positive", "bias": bias}
+            expected = observe.observe(whole, section).observed
+            np.testing.assert_array_equal(observe.observe(found, section).observed, expected)
+    (tmp_path / "small" / "train" / "instances.npz").write_bytes(b"damaged")
+    found = packed("train", training=True, root=str(tmp_path / "small"))
+    with pytest.raises(UserError, match=r"boxes .*instances.npz' cannot be read .*: pack the split again"):
+        found.instances(0)
+
+
+def test_without_annotations_it_is_packed_without_boxes(tmp_path, caplog):
+    def none(index: int):
+        raise UserError("The boxes of 'x.xml' cannot be read.")
+
+    source = dataclasses.replace(photos(tmp_path / "in"), instances=none)
+    pack(both(source), tmp_path / "out" / "train")
+    assert "Packed without boxes, which config.observe.bias='size' and 'location' ask for" in caplog.text
+    assert packed("train", training=True, root=str(tmp_path / "out")).instances is None
 
 
 def test_interrupted_it_goes_on(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A released checkpoint becomes a run directory that predicts and evaluates, and what does not fit is said."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -7,6 +8,7 @@ import mljax
 import toy
 from mljax import published, weights
 from mljax.errors import UserError
+from mljax.predict import FOLD_FROM
 from torch_writer import bare_resnet, one_sentence, tensors, torch_zip
 
 CLASSES = ("ant", "bee", "cow")
@@ -81,6 +83,11 @@ def test_a_released_checkpoint_predicts(files, tmp_path, capsys):
     maps = [features @ k.T / n for k, n in zip(kernels, norms)]
     expected = by_hand(maps, (1, 99), 0.3)
     np.testing.assert_allclose(run.scores([image]), 1 / (1 + np.exp(-expected)), atol=1e-5)
+    many = run.scores([image] * FOLD_FROM)  # batch normalisation is folded for these
+    assert "bn" not in " ".join(
+        jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(run.folded["batch_stats"])
+    )
+    np.testing.assert_allclose(many, np.repeat(1 / (1 + np.exp(-expected)), FOLD_FROM, axis=0), atol=1e-5)
 
 
 def test_the_trunk_is_the_files(files, tmp_path):

@@ -248,6 +248,37 @@ def test_positions_are_the_authors(d, side):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("init", "qkv", "out", "ffn", "bias"),
+    [
+        ("xavier", (6 / 128) ** 0.5, (6 / 128) ** 0.5, (6 / 320) ** 0.5, 0.0),
+        ("stacked", (6 / 256) ** 0.5, (6 / 128) ** 0.5, (6 / 320) ** 0.5, 64**-0.5),
+        ("torch", (6 / 256) ** 0.5, 64**-0.5, 64**-0.5, 64**-0.5),
+    ],
+)
+def test_initial_values_are_within_the_limits_of_torch(init, qkv, out, ffn, bias):
+    """d 64, feed-forward 256: Xavier's sqrt(6 / (in + out)), q, k and v as one (192 64) matrix; 1 / sqrt(in)."""
+    module = build(ffn=256, initial=init, self_attention="all")
+    data = batch(np.ones((1, 64, 2, 2), np.float32))
+    params = jax.jit(module.init)(jax.random.key(0), data)["params"]
+    layer = params["decoder_0"]["cross"]
+    for attention in (layer["attention"], params["decoder_0"]["self_attention"], params["encoder_0"]["attention"]):
+        for name, limit in (("query", qkv), ("key", qkv), ("value", qkv), ("out", out)):
+            kernel = np.abs(attention[name]["kernel"])
+            assert 0.97 * limit < kernel.max() <= limit and not attention[name]["bias"].any(), name
+    assert 0.97 * ffn < np.abs(layer["ffn"]["in"]["kernel"]).max() <= ffn
+    found = np.abs(layer["ffn"]["in"]["bias"]).max()
+    assert 0.9 * bias <= found <= bias
+    assert np.abs(layer["ffn"]["out"]["bias"]).max() <= (256**-0.5 if bias else 0)
+
+
+def test_papers_words_start_as_the_authors_code():
+    starts = {"query2label": "stacked", "ml_decoder": "torch", "tdrg": "stacked"}
+    for name, init in starts.items():
+        assert read_config(f"configs/{name}.py:coco2014").system.initial == init
+        assert "initial" not in read_config(f"configs/{name}.py:voc_resplit").system
+
+
 def test_loss_is_the_simplified_asymmetric_loss():
     """Element by element: gamma 2 on negatives without gradient through it, mean over labels and images."""
     w, image = random_weights(), np.random.default_rng(1).normal(size=(3, 32, 2, 3)).astype(np.float32)

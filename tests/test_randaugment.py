@@ -1,10 +1,13 @@
 """Each operation against numpy on synthetic pictures; which operations and levels are drawn, and how often."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageFilter
 
-from mljax.data import randaugment
+from mljax.data import _pixels, randaugment
 from mljax.data.randaugment import package, package_apply, paper, paper_apply
 
 LEVELS = range(1, 10)
@@ -173,6 +176,62 @@ def test_package_cutout(level, side, place):
     image = noise()
     np.testing.assert_array_equal(apply("Cutout", image, level, place=place), expected)
     np.testing.assert_array_equal(np.asarray(image), a)  # the argument is not painted
+
+
+# ---- the same as Pillow
+
+
+def picture(kind, width, height):
+    rng = np.random.default_rng(1)
+    if kind == "noise":
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    if kind == "flat":
+        return Image.new("RGB", (width, height), (100, 200, 255))
+    small = Image.fromarray(rng.integers(0, 256, (5, 7, 3), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (60, 20), (3, 7), (1, 5), (2, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["noise", "photo", "flat"])
+def test_shear_is_that_of_pillow(kind, size):
+    """But for 1 of 255 at a few pixels; a flat picture to the last bit, and no shear at all too."""
+    image = picture(kind, *size)
+    for slope in (0.3, 0.1, 1 / 30, 0.0, -0.2, 3.0, -40.0):
+        for vertical in (False, True):
+            matrix = (1, 0, 0, slope, 1, 0) if vertical else (1, slope, 0, 0, 1, 0)
+            expected = image.transform(
+                image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=randaugment.GREY
+            )
+            found = _pixels.shear(image, slope, randaugment.GREY, vertical=vertical)
+            difference = np.abs(np.asarray(found).astype(int) - np.asarray(expected))
+            assert found.size == image.size and difference.max() <= (0 if kind == "flat" or not slope else 1)
+            assert (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(50, 40), (1, 9), (9, 2), (3, 3), (2, 2)], ids=str)
+@pytest.mark.parametrize("kind", ["noise", "photo", "flat"])
+def test_values_are_those_of_pillow(kind, size):
+    image = picture(kind, *size)
+    smooth = np.asarray(image.filter(ImageFilter.SMOOTH))
+    np.testing.assert_array_equal(np.asarray(_pixels.smooth(image)), smooth)
+    for name in ("Brightness", "Contrast", "Sharpness", "Color"):
+        for level in (1, 5, 9):
+            for sign in (-1, 1):
+                expected = getattr(ImageEnhance, name)(image).enhance(1 + sign * level / 10)
+                np.testing.assert_array_equal(apply(name, image, level, sign), np.asarray(expected), err_msg=name)
+
+
+def test_the_benchmark_compares_with_the_same_operations():
+    """Those that the benchmark's data set has from Pillow alone, drawn in the same way."""
+    path = Path(__file__).parents[1] / "benchmarks" / "input.py"
+    spec = importlib.util.spec_from_file_location("input_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    for seed in range(60):
+        image = picture("photo", 64, 48)
+        found = np.asarray(package(image, np.random.default_rng(seed))).astype(int)
+        expected = np.asarray(benchmark.randaugment(image, np.random.default_rng(seed))).astype(int)
+        assert np.abs(found - expected).max() <= 1, seed
 
 
 # ---- what is drawn

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import toy
 from conftest import golden_file
 from mljax import published
 from mljax.criterion import criterion
@@ -74,6 +75,65 @@ def test_golden(golden, tmp_path, gate, name):
     close(out.attention.sum((-1, -2)), 1)
     wanted = jax.eval_shape(lambda: module.init(jax.random.key(0), nhwc(golden["in/feature_map"])))
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, wanted)
+
+
+HCP = {
+    **{
+        f"SemanticDecoupling.fc{i}": f"word_semantic.{name}"
+        for i, name in enumerate(("fc_1", "fc_2", "fc_3", "fc_a"), 1)
+    },
+    **{f"GraphNeuralNetwork.fc_{i}_{part}": f"graph_net.fc_eq{i + 2}_{part}" for i in (1, 2, 3) for part in "wu"},
+    **{"fc": "fc_output", "classifiers": "classifiers"},
+}
+
+
+def hcp_names(golden, channels):
+    """The golden weights under HCP-MLR-PL's names, behind a convolution from `channels` channels."""
+    w, rng, d = part(golden, "w/"), np.random.default_rng(4), golden["in/feature_map"].shape[1]
+    state = {f"{new}.{leaf}": w[f"{old}.{leaf}"] for new, old in HCP.items() for leaf in ("weight", "bias")
+             if f"{old}.{leaf}" in w}  # fmt: skip
+    graph = golden["in/adjacency"]
+    state |= {"inMatrix": graph, "outMatrix": graph.T, "wordFeatures": golden["in/word_features"]}
+    state |= {"GraphNeuralNetwork.inMatrix": graph, "GraphNeuralNetwork.outMatrix": graph.T}
+    state["changeChannel.0.weight"] = rng.normal(size=(d, channels, 1, 1)).astype(np.float32) / channels**0.5
+    for name, value in (("weight", rng.random(d)), ("bias", rng.normal(size=d)), ("running_mean", rng.normal(size=d)),
+                        ("running_var", rng.random(d) + 0.5)):  # fmt: skip
+        state[f"changeChannel.1.{name}"] = value.astype(np.float32)
+    return state | {"backbone.conv1.weight": np.zeros((1, 1, 1, 1), np.float32), "intra_fc_1.bias": np.zeros(2)}
+
+
+def test_a_network_with_channels_is_converted_too(golden):
+    """HCP-MLR-PL's file with changeChannel: as the golden network on the map that convolution and norm make by hand."""
+    d, state = golden["in/feature_map"].shape[1], hcp_names(golden, 9)
+    module = build(meta=meta(vectors=golden["in/word_features"]), channels=d, hidden=16, pool=1, reset_gate="fixed")
+    variables = published.convert_head(state, module)
+    wide = np.random.default_rng(5).normal(size=(2, 9, 4, 4)).astype(np.float32)
+    wanted = jax.eval_shape(lambda: module.init(jax.random.key(0), nhwc(wide)))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, wanted)
+    normal = [
+        state[f"changeChannel.1.{n}"].reshape(-1, 1, 1) for n in ("running_mean", "running_var", "weight", "bias")
+    ]
+    reduced = np.einsum("bchw,dc->bdhw", wide, state["changeChannel.0.weight"][:, :, 0, 0])
+    reduced = (reduced - normal[0]) / np.sqrt(normal[1] + 1e-5) * normal[2] + normal[3]
+    got, by_hand = (module.apply(variables, nhwc(x.astype(np.float32))) for x in (wide, reduced))
+    close(got.logits, by_hand.logits, atol=1e-4)
+    plain = published.convert_head({k: v for k, v in state.items() if "changeChannel" not in k}, module)
+    out = module.apply({**plain, "batch_stats": {}}, nhwc(golden["in/feature_map"]))
+    close(out.logits, golden["out/logits_reset_gate_fixed"])
+
+
+def test_channels_that_the_file_has_not_are_said(golden, tmp_path):
+    np.save(tmp_path / "graph.npy", golden["in/adjacency"])
+    facts, d = meta(vectors=golden["in/word_features"]), golden["in/feature_map"].shape[1]
+    options = {"meta": facts, "hidden": 16, "pool": 1, "graph": str(tmp_path / "graph.npy")}
+    with pytest.raises(UserError, match=f"made with {d} channels and config.system.channels is 7; .* to {d} or None"):
+        published.convert_head(part(golden, "w/"), build(channels=7, **options))
+    with pytest.raises(UserError, match=f"reduce the map to {d} channels; set config.system.channels={d}"):
+        published.convert_head(hcp_names(golden, 9), build(reset_gate="fixed", **options))
+    with pytest.raises(UserError, match="a reset gate of their own; set config.system.reset_gate='fixed'"):
+        published.convert_head(hcp_names(golden, 9), build(channels=d, **options))
+    same = published.convert_head(part(golden, "w/"), build(channels=d, **options))
+    assert "reduce" not in same["params"]["decoupling"]
 
 
 def test_checkpoints_of_other_networks_are_refused(golden):
@@ -205,3 +265,27 @@ def test_bad_input(tmp_path):
     np.save(tmp_path / "small.npy", np.eye(3))
     with pytest.raises(UserError, match=r"has the shape \(3, 3\) .* 6 x 6 numbers are wanted"):
         build(graph=str(tmp_path / "small.npy"))
+
+
+@pytest.mark.parametrize("data", ["coco2014", "voc2007", "vg200"])
+def test_known_words_are_the_rows_of_one_table(data):
+    """SST's table: the same masks, images and training for all rows, and HCP-MLR-PL's sizes for its SSGRL."""
+    rows = {
+        name: toy.config(name, f"{data},known=0.3") for name in ("sst", "sarb", "ssgrl", "partial_bce", "curriculum")
+    }
+    rows |= {"ml_gcn": toy.config("ml_gcn", f"known=0.3,{data}")}  # in any order
+    for name, found in rows.items():
+        for section in ("data", "splits", "observe", "input", "backbone", "optim", "eval"):
+            assert found[section] == rows["sst"][section], (name, section)
+        assert dict(found.observe) == {"name": "known", "proportion": 0.3, "mode": "hcp"}
+    own = rows["ssgrl"].system
+    assert (own.channels, own.width, own.hidden, own.reset_gate, own.pool) == (1024, 1024, 512, "fixed", 2)
+    optim = {"name": "adam", "lr": 1e-5, "epochs": 20, "batch_size": 32, "weight_decay": 5e-4}
+    assert dict(rows["ssgrl"].optim) == optim | {"schedule": "step", "every": 10}
+    assert rows["ssgrl"].loss == rows["ml_gcn"].loss == rows["partial_bce"].loss != rows["sst"].loss
+
+
+def test_a_share_that_is_none():
+    for word in ("known=much", "known=0.1.2"):
+        with pytest.raises(UserError, match=f"The word '{word}' wants a number behind the equals sign"):
+            toy.config("ssgrl", word)

@@ -58,10 +58,63 @@ def test_several_configs_and_columns():
     report = lambda m: {"metrics": {"mAP": m}}  # noqa: E731
     found = {("sst", "known=0.1"): [report(80.0)], ("sst", "known=0.5"): [report(82.0), report(84.0)]}
     assert sweep.wide_table(found, ["known=0.1", "known=0.5"]).splitlines() == [
-        "| mAP | known=0.1 | known=0.5 | average |",
+        "| mAP | 10 % | 50 % | average |",
         "|---|---|---|---|",
         "| sst | 80.00 | 83.00 ± 1.41 | 81.50 |",
     ]
+
+
+def test_shares_from_to_and_what_no_average_is_taken_of():
+    assert sweep.columns_of("known=0.1..0.9") == [f"known=0.{i}" for i in range(1, 10)]
+    assert sweep.columns_of("voc2012,known=1..3,known=0.05..0.06") == [
+        *("voc2012", "known=1", "known=2", "known=3", "known=0.05", "known=0.06"),
+    ]
+    with pytest.raises(UserError, match="ends before it begins"):
+        sweep.columns_of("known=0.9..0.1")
+    found = {("an", "voc2012"): [{"metrics": {"mAP": 80.0}}]}
+    lines = ["| mAP | voc2012 | coco2014 |", "|---|---|---|", "| an | 80.00 | - |"]
+    assert sweep.wide_table(found, ["voc2012", "coco2014"]).splitlines() == lines
+
+
+def test_best_setting_of_each_cell_by_its_own_split():
+    """By hand: on VOC the second setting has the better mean over two seeds, on COCO the first."""
+    variants = [(("optim.lr", "1e-2"),), (("optim.lr", "1e-3"),)]
+    jobs = sweep.jobs_of(["configs/single_positive.py:an"], ["voc2012", "coco2014"], variants, "0,1")
+    own = {("voc2012", "1e-2"): (80, 82), ("voc2012", "1e-3"): (79, 85), ("coco2014", "1e-2"): (60, 60)}
+    own |= {("coco2014", "1e-3"): (60, 59)}
+    shown = {
+        ("voc2012", "1e-2"): 99.0,
+        ("voc2012", "1e-3"): 70.0,
+        ("coco2014", "1e-2"): 50.0,
+        ("coco2014", "1e-3"): 99.0,
+    }
+    results = []
+    for job in jobs:
+        cell = job.column, job.variant[0][1]
+        results.append(sweep.Result(job, own[cell][job.seed], {"metrics": {"mAP": shown[cell] + job.seed}}))
+    assert sweep.shown(results, ["voc2012", "coco2014"], True).splitlines() == [
+        "| mAP | voc2012 | coco2014 |",
+        "|---|---|---|",
+        "| single_positive:an | 70.50 ± 0.71 | 50.50 ± 0.71 |",
+        "",
+        "single_positive:an, voc2012: optim.lr=1e-3 (mAP 82.00 of 2 settings)",
+        "single_positive:an, coco2014: optim.lr=1e-2 (mAP 60.00 of 2 settings)",
+    ]
+    assert sweep.shown(results, ["voc2012"], False).count("\n") == 3  # a row for each setting
+
+
+@pytest.mark.slow
+def test_another_split_is_scored_once(tmp_path, capsys):
+    """Another split's report has its own file, and the table shows its mAP."""
+    options = ["--config=configs/cmsg.py:smoke", f"--workdir={tmp_path}", "--config.optim.epochs=1", "--split=train"]
+    sweep.main(options)
+    said = capsys.readouterr().out
+    path = tmp_path / "config_seed0" / "report_train_raw.json"
+    found = json.loads(path.read_text())
+    assert found["images"] == 48 and f"{found['metrics']['mAP']:.2f}" in said
+    before = path.stat().st_mtime_ns
+    sweep.main(options)
+    assert capsys.readouterr().out == said and path.stat().st_mtime_ns == before
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 
 from mljax import evaluate
 from mljax.config import base
+from mljax.data import stats
 from mljax.data.voc import CLASSES, apply_policy, voc, write_submission
 from mljax.errors import UserError
 
@@ -271,3 +272,23 @@ def test_real_annotations_agree_with_the_lists(real_data: Path, tmp_path: Path):
     read = voc("test", training=True, root=str(folder), variant="60 photos")
     np.testing.assert_array_equal(read.labels, lists.labels[:60])
     np.testing.assert_array_equal(read.scored, lists.scored[:60])
+
+
+@pytest.mark.parametrize("split", ["trainval", "test"])
+def test_official_lists_as_published(real_data: Path, tmp_path: Path, split: str):
+    """All official ids and labels, written as the devkit has them, are read back and have the published counts."""
+    with np.load(real_data / "labels" / "voc2007_labels.npz") as official:
+        ids, ternary = official[f"{split}_ids"].tolist(), official[f"{split}_labels"]
+    main = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").mkdir()
+    (main / f"{split}.txt").write_text("".join(f"{name}\n" for name in ids))
+    for name, column in zip(CLASSES, ternary.T):
+        (main / f"{name}_{split}.txt").write_text("".join(f"{i} {v:2d}\n" for i, v in zip(ids, column)))
+    for name in ids:
+        (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / f"{name}.jpg").touch()
+    source = voc(split, training=False, root=str(tmp_path))
+    assert source.name == f"VOC2007 {split}" and len(source) == {"trainval": 5011, "test": 4952}[split]
+    np.testing.assert_array_equal(source.labels, ternary == 1)
+    fine, wrong = stats.check(source)
+    assert not wrong and len(fine) == 2 and "each of its 20 classes" in fine[1]

@@ -1,12 +1,13 @@
-"""Where things stand in VOC and COCO images, read when label bias asks for it."""
+"""Where things stand in images of VOC, of COCO and of what was packed of them, read when label bias asks for it."""
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -77,3 +78,46 @@ class CocoInstances:
 
     def __call__(self, index: int) -> Instances:
         return self._table[self.names[index]]
+
+
+@dataclass(frozen=True)
+class PackedInstances:
+    """`instances` of a packed split, from the arrays that `stored` gave; sizes are those of the original images."""
+
+    path: Path
+    images: int
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                found = {name: file[name] for name in ("sizes", "ends", "labels", "boxes", "areas")}
+            things = int(found["ends"][-1]) if self.images else 0
+            shapes = [found[name].shape for name in found]
+            if shapes != [(self.images, 2), (self.images,), (things,), (things, 4), (things,)]:
+                raise ValueError("arrays of other shapes")
+        except (OSError, ValueError, KeyError, EOFError, IndexError, BadZipFile) as error:
+            raise UserError(
+                f"The boxes of {str(self.path)!r} cannot be read ({error}): pack the split again."
+            ) from None
+        return found
+
+    def __call__(self, index: int) -> Instances:
+        found = self._arrays
+        rows = slice(int(found["ends"][index - 1]) if index else 0, int(found["ends"][index]))
+        width, height = found["sizes"][index]
+        return Instances(
+            (float(width), float(height)), found["labels"][rows], found["boxes"][rows], found["areas"][rows]
+        )
+
+
+def stored(instances: Callable[[int], Instances], images: int) -> dict[str, np.ndarray]:
+    """The instances of a split as a few arrays, those of image i in rows ends[i - 1] to ends[i]."""
+    every = [instances(index) for index in range(images)]
+    return {
+        "sizes": np.array([one.size for one in every], np.float64).reshape(-1, 2),
+        "ends": np.cumsum([len(one.labels) for one in every], dtype=np.int64),
+        "labels": np.concatenate([one.labels for one in every] or [np.zeros(0)]).astype(np.int64),
+        "boxes": np.concatenate([one.boxes for one in every] or [np.zeros((0, 4))]).astype(np.float64),
+        "areas": np.concatenate([one.areas for one in every] or [np.zeros(0)]).astype(np.float64),
+    }

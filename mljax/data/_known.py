@@ -39,11 +39,26 @@ ABOUT: dict[str, int] = {  # differs with the year of the crawl: within 1 %
 
 # Images per class with a label +1, by the name of the split; the order is that of CLASS_ORDERS.
 COUNTS: dict[str, tuple[int, ...]] = {
+    "VOC2007 train": (
+        *(112, 116, 180, 81, 139, 97, 376, 163, 224, 69, 97, 203, 139, 120, 1025, 133, 48, 111, 127, 128),
+    ),
+    "VOC2007 val": (
+        *(126, 127, 150, 100, 105, 89, 337, 174, 221, 72, 103, 218, 148, 125, 983, 112, 48, 118, 134, 128),
+    ),
     "VOC2007 trainval": (
         *(238, 243, 330, 181, 244, 186, 713, 337, 445, 141, 200, 421, 287, 245, 2008, 245, 96, 229, 261, 256),
     ),
     "VOC2007 test": (
         *(204, 239, 282, 172, 212, 174, 721, 322, 417, 127, 190, 418, 274, 222, 2007, 224, 97, 223, 259, 229),
+    ),
+    "VOC2012 train": (
+        *(327, 268, 395, 260, 365, 213, 590, 539, 566, 151, 269, 632, 237, 265, 1994, 269, 171, 257, 273, 290),
+    ),
+    "VOC2012 val": (
+        *(343, 284, 370, 248, 341, 208, 571, 541, 553, 152, 269, 654, 245, 261, 2093, 258, 154, 250, 271, 285),
+    ),
+    "VOC2012 trainval": (
+        *(670, 552, 765, 508, 706, 421, 1161, 1080, 1119, 303, 538, 1286, 482, 526, 4087, 527, 325, 507, 544, 575),
     ),
     "COCO2014 train": (
         *(2243, 1171, 3924, 1618, 1804, 1884, 668, 2539, 3844, 2287, 2241, 2098, 3734, 5968, 5028, 1340),
@@ -76,6 +91,7 @@ def counts(name: str) -> dict[str, int] | None:
 
 def plain_name(name: str) -> str:
     """The name without what tells of a packing or of TFDS, whose images are the same."""
-    for note in (" (TFDS)",):
-        name = name.replace(note, "")
-    return name.split(" (short side")[0]
+    name = name.split(" (short side")[0]
+    if " (TFDS)" not in name:
+        return name
+    return name.replace(" (TFDS)", "").replace("train+validation", "trainval").replace("validation", "val")

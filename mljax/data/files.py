@@ -1,10 +1,13 @@
 """What every reader of image files needs: where data lies, whether its images are there, what changes with them."""
 
 import hashlib
+import operator
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,25 +57,43 @@ def fingerprint(
     Raises:
       UserError: images are absent; the sentence has their number and the first of them.
     """
-    stats = np.zeros((len(paths), 2), np.int64)
-    absent = []
-    for row, path in enumerate(paths):
+    numbers, absent = array("q"), []
+    for path in paths:
         try:
             status = os.stat(path)
         except OSError:
             absent.append(path)
         else:
-            stats[row] = status.st_size, status.st_mtime_ns
+            numbers.append(status.st_size)
+            numbers.append(status.st_mtime_ns)
     if absent:
         shown = ", ".join(repr(str(path)) for path in absent[:3])
         raise UserError(
             f"{where} names {len(paths)} images, of which {len(absent)} are not there, first {shown}"
             f": {hint or 'add them or take them off the list'}."
         )
+    stats = np.array(numbers, np.int64).reshape(-1, 2)
     digest = hashlib.sha256("\n".join(ids).encode())
-    for array in (stats, labels):
-        digest.update(f"{array.dtype.str}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    for part in (stats, labels):
+        digest.update(f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:32]
+
+
+class Under(Sequence[str]):
+    """The paths of files in a folder, joined when they are asked for."""
+
+    def __init__(self, folder: str, names: Sequence[str]):
+        self.folder, self.names = folder, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        start = os.path.join(self.folder, "")
+        return (name if name.startswith("/") else start + name for name in self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return os.path.join(self.folder, self.names[operator.index(index)])
 
 
 ABSENT = ("error", "drop")

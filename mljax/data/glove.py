@@ -14,6 +14,7 @@ import numpy as np
 
 from mljax.cache import atomic_write, cache_dir
 from mljax.errors import UserError
+from mljax.torch_file import read_torch
 
 URL = "https://downloads.cs.stanford.edu/nlp/data/glove.6B.zip"
 SIZE = 862_182_613
@@ -60,6 +61,21 @@ def read_rows(path: Path, count: int) -> np.ndarray:
     if found.ndim != 2 or len(found) != count or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise UserError(f"{str(path)!r} has shape {found.shape} or no finite numbers, where {count} rows are expected.")
     return found.astype(np.float32)
+
+
+def read_tensor(path: Path, count: int) -> np.ndarray:
+    """Vectors without names from a PyTorch file of one tensor, (e count) as ML-Decoder's or (count e) -> (count e).
+
+    Raises:
+      UserError: it cannot be read, or has another number of vectors.
+    """
+    try:
+        found = np.asarray(read_torch(path).array(), np.float32)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{str(path)!r} cannot be read as label vectors ({error}): give one tensor.") from None
+    if found.ndim != 2 or count not in found.shape or not np.isfinite(found).all():
+        raise UserError(f"{str(path)!r} has shape {found.shape} or no finite numbers: {count} vectors are expected.")
+    return found if len(found) == count else found.T
 
 
 def _stream(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ from mljax.cache import cache_dir
 from mljax.data import glove
 from mljax.errors import UserError
 
+UNNAMED = (".npy", ".pth", ".pt")  # endings of files with vectors in the order of the classes
+
 # Names whose own spelling a file of word vectors may not have -> the words that stand for them, averaged.
 # Used only where the name itself is not found. Keys as `key` makes them. "tv" alone for tvmonitor is what
 # ML-GCN's file holds.
@@ -99,10 +101,10 @@ def load_vectors(classes: Sequence[str], *, source: str = "glove", root: str | o
 
     Args:
       classes: l names.
-      source: a file, .npz with `names` (l) and `vectors` (l e), text in GloVe's format, or .npy with (l e) in the
-        order of the classes (`vg_200_vector.npy`), relative to the working folder, the data folder or its
-        label_embeddings/; or "glove": the first of these that has all classes, synonyms last:
-        `label_embeddings/glove*.npz`, GloVe 6B 300-d there or in the user's cache folder, other
+      source: a file, .npz with `names` (l) and `vectors` (l e), text in GloVe's format, or vectors in the order of the
+        classes: .npy with (l e) (`vg_200_vector.npy`), .pth with (e l) or (l e) (`wordvec_array.pth`); relative to the
+        working folder, the data folder or its label_embeddings/. Or "glove": the first of these that has all classes,
+        synonyms last: `label_embeddings/glove*.npz`, GloVe 6B 300-d there or in the user's cache folder, other
         `label_embeddings/glove*.txt`, and at last a download of GloVe 6B (862 MB, once).
       root: the data folder, looked at before the one that the environment variable MLJAX_DATA names, if any.
     Returns:
@@ -163,6 +165,8 @@ def _of_file(path: Path, classes: Sequence[str], synonyms: bool = True) -> np.nd
     look_up: Callable[[str], np.ndarray | None]
     if path.suffix == ".npy":
         return glove.read_rows(path, len(classes))
+    if path.suffix in UNNAMED:
+        return glove.read_tensor(path, len(classes))
     if path.suffix == ".npz":
         table = _read_npz(path)
         by_key = {key(name): vector for name, vector in reversed(table.items())}

@@ -4,10 +4,16 @@ A resume slices the batched data set at its step, so any number of threads or wo
 batches. Who decodes and who resizes is in `mljax.data.picture`.
 """
 
+import collections
 import dataclasses
+import json
 import logging
+import os
 import signal
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -25,22 +31,35 @@ log = logging.getLogger("mljax")
 
 @dataclasses.dataclass
 class Failures:
-    """Unreadable training images: each named once, and too many of them end the run."""
+    """Unreadable training images: each named once, and too many of them end the run.
+
+    Attributes:
+      total, allowed: images, and which share of them may be unreadable.
+      found: name -> why.
+      rows: of cached features.
+      shared: a file in which worker processes tell each other the names, so that the limit is that of the run.
+    """
 
     total: int
     allowed: float = 0.01
     found: dict[str, str] = dataclasses.field(default_factory=dict)
-    rows: set[int] = dataclasses.field(default_factory=set)  # of cached features
+    rows: set[int] = dataclasses.field(default_factory=set)
+    shared: Path | None = None
 
     def add(self, name: str, why: str) -> None:
         if name in self.found:
             return
         self.found[name] = why
         log.warning("skipped unreadable image %d: %s", len(self.found), why)
-        if len(self.found) > max(1, self.allowed * self.total):
+        names = list(self.found)
+        if self.shared is not None:
+            with self.shared.open("a") as file:  # one write of a line, which others' do not tear
+                file.write(json.dumps(name) + "\n")
+            names = list(dict.fromkeys(json.loads(line) for line in self.shared.read_text().splitlines()))
+        if len(names) > max(1, self.allowed * self.total):
             raise UserError(
-                f"{len(self.found)} of {self.total} training images cannot be read, more than {self.allowed:.0%};"
-                f" the first: {', '.join(list(self.found)[:5])}. Mend or remove them."
+                f"{len(names)} of {self.total} training images cannot be read, more than {self.allowed:.0%};"
+                f" the first: {', '.join(names[:5])}. Mend or remove them."
             )
 
 
@@ -102,17 +121,28 @@ def train_batches(
     """Batches `start` .. `steps` of an endless shuffled stream; each epoch is a new order.
 
     Args:
-      batch_size: over all processes; this process gets its share.
+      batch_size: over all processes; this process gets its share: of P processes the p-th has every P-th example of
+        the same batch, augmented in the same way, that one process alone would have.
       seed: of order and augmentation.
       start: the first step wanted: a resume slices here.
       steps: of the whole run.
+      views: augmented images of each example.
+      threads, workers: of this process; or worker processes, each with as many threads.
     """
     process, count = jax.process_index(), jax.process_count()
-    load = Load(source, transform, views, Failures(len(source)))
+    failures = Failures(len(source), shared=_shared_file() if workers else None)
     epochs = -(-steps * batch_size // len(source)) + 1
-    data = grain.MapDataset.range(len(source)).seed(seed)[process::count].shuffle().repeat(epochs)
-    data = data.random_map(load).batch(batch_size // count, drop_remainder=True)[start:steps]
-    return _iterate(data, threads, workers, batch_size)
+    # The slice of all keeps shuffle and random_map at the places from which grain derives their seeds, as they were.
+    data = grain.MapDataset.range(len(source)).seed(seed)[0::1].shuffle().repeat(epochs)
+    data = data.random_map(Load(source, transform, views, failures))[process::count]
+    data = data.batch(batch_size // count, drop_remainder=True)[start:steps]
+    return _iterate(data, threads, workers, batch_size, failures.shared)
+
+
+def _shared_file() -> Path:
+    handle, name = tempfile.mkstemp(prefix="mljax-unreadable-")
+    os.close(handle)
+    return Path(name)
 
 
 def eval_batches(
@@ -149,6 +179,39 @@ def pad(batch: dict[str, Any], size: int) -> dict[str, Any]:
     return filled
 
 
+class Ahead:
+    """Batches on their devices before they are asked for: they are copied there while the device computes.
+
+    Args:
+      batches: an iterator of host batches; `close` closes it.
+      place: host batch -> device arrays; returns before the copy is done, as `jax.device_put` does.
+      depth: batches that wait on the device.
+    """
+
+    def __init__(self, batches: Any, place: Callable[[Any], Any], depth: int = 2):
+        self.batches, self.place, self.depth = batches, place, depth
+        self.waiting: collections.deque[Any] = collections.deque()
+        self.end: Exception | None = None  # raised when its turn comes: what came before it is trained on
+
+    def __iter__(self) -> "Ahead":
+        return self
+
+    def __next__(self) -> Any:
+        while self.end is None and len(self.waiting) <= self.depth:
+            try:
+                self.waiting.append(self.place(next(self.batches)))
+            except Exception as error:
+                self.end = error
+        if self.waiting:
+            return self.waiting.popleft()
+        assert self.end is not None
+        raise self.end
+
+    def close(self) -> None:
+        self.waiting.clear()
+        self.batches.close()
+
+
 def ignore_interrupt(worker: int, workers: int) -> None:
     """The first thing that a worker process does."""
     del worker, workers
@@ -160,10 +223,14 @@ class Shielded:
 
     Processes inherit which signals are held back, and grain starts most of them with the first elements that are asked
     for; `ignore_interrupt` is for the others.
+
+    Args:
+      shared: a file of theirs, removed with the iterator.
     """
 
-    def __init__(self, iterator: Any, workers: int):
+    def __init__(self, iterator: Any, workers: int, shared: Path | None = None):
         self.iterator, self.left = iterator, workers + 1
+        self._remove = weakref.finalize(self, shared.unlink, missing_ok=True) if shared else lambda: None
 
     def __iter__(self) -> "Shielded":
         return self
@@ -180,9 +247,12 @@ class Shielded:
 
     def close(self) -> None:
         self.iterator.close()
+        self._remove()
 
 
-def _iterate(data: grain.MapDataset, threads: int, workers: int, batch_size: int) -> Iterator[Any]:
+def _iterate(
+    data: grain.MapDataset, threads: int, workers: int, batch_size: int, shared: Path | None = None
+) -> Iterator[Any]:
     # The buffer counts elements of the last MapDataset, that is batches: the default of 500 would fill the memory.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, min(threads, 512 // batch_size)))
     iterator = data.to_iter_dataset(options)
@@ -193,5 +263,5 @@ def _iterate(data: grain.MapDataset, threads: int, workers: int, batch_size: int
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers)
         iterator = iterator.mp_prefetch(options, worker_init_fn=ignore_interrupt)
-        return Shielded(iter(iterator), workers)
+        return Shielded(iter(iterator), workers, shared)
     return iter(iterator)

@@ -1,10 +1,11 @@
-"""NUS-WIDE, 81 concepts, in the three forms that papers use; their numbers differ by 2 to 5 mAP, so the name tells.
+"""NUS-WIDE, 81 concepts, in the forms that papers use; their numbers differ by 2 to 5 mAP, so the name tells.
 
 | variant | what | images | who |
 |---|---|---|---|
 | official | the data set's lists, images without any label dropped | about 125,449 / 83,898 | HSVLT, TSFormer |
 | asl | `nus_wid_data.csv`: what could still be had, random 70/30 | about 220,000 | ASL, Query2Label, MSRN, MulCon |
 | spml | `formatted_{train,val}_*.npy`: crawled again | 150,000 / 60,260 | single-positive papers |
+| zsl | `data.csv`: 925 tags of the site and the 81 concepts | of the file | ML-Decoder's zero-shot rows |
 
 Chua et al., "NUS-WIDE: A Real-World Web Image Database from National University of Singapore", CIVR 2009.
 """
@@ -30,7 +31,7 @@ CLASSES = (
     *("tower", "town", "toy", "train", "tree", "valley", "vehicle", "water", "waterfall", "wedding", "whales"),
     *("window", "zebra"),
 )
-SPLITS = {"official": ("train", "test"), "asl": ("train", "val"), "spml": ("train", "val")}
+SPLITS = {"official": ("train", "test"), "asl": ("train", "val"), "spml": ("train", "val"), "zsl": ("train", "val")}
 FOLDERS = ("nus_wide", "NUS-WIDE", "NUS_WIDE", "nuswide", "nus-wide")
 IMAGE_FOLDERS = ("Flickr", "images", "Images", "ImageData")
 
@@ -54,13 +55,14 @@ def nuswide(
         `ImageList/Imagelist.txt`; `Concepts81.txt` is checked where it is there.
       asl: `nus_wid_data.csv` with path, bracketed list of label names, split.
       spml: `formatted_{train,val}_{images,labels,labels_obs}.npy`.
+      zsl: `data.csv`, as the file of asl, with a header; its classes are the names that occur, in alphabetical order.
     The images lie in Flickr/, images/ or the folder itself.
 
     Args:
-      split: official "train" or "test"; asl and spml "train" or "val".
+      split: official "train" or "test"; of the others "train" or "val".
       training: whether the split is trained on; see `single_positive`.
       root: None: the variable MLJAX_DATA.
-      variant: "official", "asl" or "spml".
+      variant: "official", "asl", "spml" or "zsl", where `config.unseen` says which classes training does not have.
       annotated_only: of the official lists, drop the images with none of the 81 labels (more than a fifth).
       single_positive: of "spml", training sees the one label of `labels_obs` and nothing else.
       absent: images that are not on disk: "error", or "drop" them (many can no longer be had); the name counts them.
@@ -76,9 +78,11 @@ def nuswide(
         raise UserError(f"NUS-WIDE ({variant}) has no split {split!r}{nearest(split, SPLITS[variant])}.")
     if single_positive and variant != "spml":
         raise UserError("The setting single_positive belongs to variant='spml', whose arrays have such labels.")
-    reader = {"official": _official, "asl": _asl, "spml": _spml}[variant]
-    folder = _find(root, variant)
-    ids, labels = reader(folder, split)
+    reader = {"official": _official, "asl": _asl, "spml": _spml, "zsl": _zsl}[variant]
+    folder, classes = _find(root, variant), CLASSES
+    ids, labels, *named = reader(folder, split)
+    if named:
+        classes = named[0]
     observed = np.ones_like(labels)
     if single_positive and training:
         observed = _array(folder, split, "labels_obs", labels.shape)
@@ -100,7 +104,7 @@ def nuswide(
         labels, observed = labels[rows], observed[rows]
     return Source(
         name=f"NUS-WIDE {variant} {split}" + (f" ({', '.join(notes)})" if notes else ""),
-        classes=CLASSES,
+        classes=classes,
         ids=ids,
         labels=labels,
         observed=observed,
@@ -112,7 +116,8 @@ def nuswide(
 
 def _find(root: str | None, variant: str) -> Path:
     folder = data_folder(root)
-    mark = {"official": "ImageList", "asl": "nus_wid_data.csv", "spml": "formatted_train_labels.npy"}[variant]
+    marks = {"official": "ImageList", "asl": "nus_wid_data.csv", "spml": "formatted_train_labels.npy"}
+    mark = {**marks, "zsl": "data.csv"}[variant]
     for candidate in (*(folder / name for name in FOLDERS), folder):
         if (candidate / mark).exists():
             return candidate
@@ -209,14 +214,36 @@ def _columns(files: Sequence[Path], rows: int, listing: Path) -> np.ndarray:
     return labels
 
 
-# --- the csv of ASL -------------------------------------------------------------------------------------------------
+# --- the csv files of ASL and ML-Decoder -----------------------------------------------------------------------------
 
 
 def _asl(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
-    path = folder / "nus_wid_data.csv"
-    column = {name: i for i, name in enumerate(CLASSES)}
+    ids, chosen, _ = _listed(folder / "nus_wid_data.csv", split, CLASSES)
+    return ids, _matrix(chosen, CLASSES)
+
+
+def _zsl(folder: Path, split: str) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
+    ids, chosen, classes = _listed(folder / "data.csv", split, None)
+    return ids, _matrix(chosen, classes), classes
+
+
+def _matrix(chosen: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray:
+    """(rows l) uint8 from the label names of each row."""
+    column = {name: i for i, name in enumerate(classes)}
+    labels = np.zeros((len(chosen), len(classes)), np.uint8)
+    for row, names in enumerate(chosen):
+        labels[row, [column[name] for name in names]] = 1
+    return labels
+
+
+def _listed(
+    path: Path, split: str, classes: Sequence[str] | None
+) -> tuple[list[str], list[list[str]], tuple[str, ...]]:
+    """Images of a split, their label names, and all classes: those given, or the names in the file, sorted."""
+    column = dict.fromkeys(classes or ())
     ids: list[str] = []
-    chosen: list[list[int]] = []
+    chosen: list[list[str]] = []
+    every: set[str] = set()
     seen: dict[str, int] = {}
     splits: set[str] = set()
     try:
@@ -232,8 +259,9 @@ def _asl(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
                         f"Line {number} of {str(path)!r} has {len(fields)} fields: path, labels and split are due."
                     )
                 image, names, part = fields[0].strip().replace("\\", "/"), _names(fields[1]), fields[2].strip()
+                every.update(names)
                 for name in names:
-                    if name not in column:
+                    if classes is not None and name not in column:
                         raise UserError(
                             f"Line {number} of {str(path)!r} has the label {name!r}, not one of NUS-WIDE's"
                             f" 81{nearest(name, column)}."
@@ -243,15 +271,12 @@ def _asl(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
                 splits.add(part)
                 if part == split:
                     ids.append(image)
-                    chosen.append([column[name] for name in names])
+                    chosen.append(names)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{str(path)!r} cannot be read as CSV ({error}): get it again.") from None
     if not ids:
         raise UserError(f"{str(path)!r} has no images in the split {split!r}{nearest(split, splits)}.")
-    labels = np.zeros((len(ids), len(CLASSES)), np.uint8)
-    for row, columns in enumerate(chosen):
-        labels[row, columns] = 1
-    return ids, labels
+    return ids, chosen, tuple(classes or sorted(every))
 
 
 def _names(text: str) -> list[str]:

@@ -1,13 +1,14 @@
 """Any source as array_record shards: few large files in place of many small ones, read in order or at random.
 
-OUT/{split}/ holds `00000.array_record` .. with the encoded images, `ids.json`, the labels as arrays, and `done.json`
-once everything is there. Each shard is written beside its place and renamed, so that an interrupted packing goes on
-where it stopped: what has its name is whole.
+OUT/{split}/ holds `00000.array_record` .. with the encoded images, `ids.json`, the labels as arrays, `instances.npz`
+where it is known where things stand, and `done.json` once everything is there. Each shard is written beside its place
+and renamed, so that an interrupted packing goes on where it stopped: what has its name is whole.
 """
 
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from mljax.cache import atomic_write
+from mljax.data._instances import PackedInstances, stored
 from mljax.data._records import Records, open_shard
 from mljax.data.files import data_folder
 from mljax.data.images import decode
@@ -28,7 +30,9 @@ from mljax.errors import UserError, nearest
 FORMAT = 1
 OPTIONS = "group_size:1,uncompressed"  # JPEG does not get smaller; one record is read alone
 ARRAYS = ("labels", "observed", "scored")
+INSTANCES = "instances.npz"
 Progress = Callable[[str, int, int], None]
+log = logging.getLogger("mljax")
 
 
 def pack(
@@ -154,9 +158,9 @@ def _facts(sources: Mapping[bool, Source], folder: Path, plan: dict[str, Any], s
     source = sources[True]
     with atomic_write(folder / "ids.json") as temporary:
         temporary.write_text(json.dumps(list(map(str, source.ids))))
-    stored: dict[str, dict[str, Any]] = {}
+    arrays: dict[str, dict[str, Any]] = {}
     for training, each in sources.items():
-        stored[str(int(training))] = found = {}
+        arrays[str(int(training))] = found = {}
         for name in ARRAYS:
             array = np.asarray(getattr(each, name), np.uint8)
             if array.size and array.all():
@@ -166,9 +170,24 @@ def _facts(sources: Mapping[bool, Source], folder: Path, plan: dict[str, Any], s
             if not (folder / found[name]).is_file():
                 with atomic_write(folder / found[name]) as temporary:
                     np.save(temporary, array)
+    things = _write_instances(source, folder)
     done = {**plan, "names": {str(int(k)): s.name for k, s in sources.items()}, "classes": list(source.classes)}
     with atomic_write(folder / "done.json") as temporary:
-        temporary.write_text(json.dumps({**done, "arrays": stored, "sizes": sizes}))
+        temporary.write_text(json.dumps({**done, "arrays": arrays, "sizes": sizes, "instances": things}))
+
+
+def _write_instances(source: Source, folder: Path) -> bool:
+    """Whether there is something to say of where things stand; the units are those of the images before packing."""
+    if source.instances is None:
+        return False
+    try:
+        arrays = stored(source.instances, len(source))
+    except UserError as error:  # the annotations are not there, which labels alone do not need
+        log.warning("Packed without boxes, which config.observe.bias='size' and 'location' ask for: %s", error)
+        return False
+    with atomic_write(folder / INSTANCES) as temporary:
+        np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
+    return True
 
 
 def packed(split: str, *, training: bool, root: str | None = None) -> Source:
@@ -216,6 +235,7 @@ def packed(split: str, *, training: bool, root: str | None = None) -> Source:
         ids=ids,
         read=Records(paths, [min(shard, count - start) for start in range(0, count, shard)]).__getitem__,
         fingerprint=facts["fingerprint"][kind] + suffix,
+        instances=PackedInstances(folder / INSTANCES, count) if facts.get("instances") else None,
         **arrays,
     )
 

@@ -6,12 +6,14 @@ Both take an RGB image and a generator, from which every random choice comes.
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageChops, ImageEnhance, ImageOps
+
+from mljax.data import _pixels
 
 Operation = Callable[[Image.Image, float, int], Image.Image]  # (image, magnitude, sign -1 or 1) -> image
 
 GREY = (128, 128, 128)  # where shear, translation and rotation find no pixel
-CUTOUT_COLOUR = (125, 122, 113)
+CUTOUT_colour = (125, 122, 113)
 
 
 def package(image: Image.Image, rng: np.random.Generator, *, n: int = 2) -> Image.Image:
@@ -20,7 +22,8 @@ def package(image: Image.Image, rng: np.random.Generator, *, n: int = 2) -> Imag
     `n` operations are drawn uniformly with replacement from the 15 of PACKAGE, each with a level drawn uniformly from
     1..9, and each is applied with probability 0.5. The level indexes ten equal steps of the operation's range.
 
-    Differs from the package: nothing but the source of randomness; same pixels for the same choices.
+    Differs from the package: the source of randomness; for the same choices the pixels are the same, but for 1 of 255
+    at a few of a sheared image (see `mljax.data._pixels`).
     """
     for _ in range(n):
         name = PACKAGE_NAMES[rng.integers(len(PACKAGE_NAMES))]
@@ -71,18 +74,20 @@ def _cutout(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Im
     width, height = image.size
     x, y, half = int(rng.integers(width)), int(rng.integers(height)), side // 2
     image = image.copy()
-    image.paste(CUTOUT_COLOUR, (max(0, x - half), max(0, y - half), min(width, x + half), min(height, y + half)))
+    image.paste(CUTOUT_colour, (max(0, x - half), max(0, y - half), min(width, x + half), min(height, y + half)))
     return image
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=GREY)
+def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=GREY)
 
 
-def _shear(resample: Image.Resampling, *, vertical: bool) -> Operation:
+def _shear(*, vertical: bool, bicubic: bool) -> Operation:
     def shear(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
         slope = sign * magnitude
-        return _affine(image, (1, 0, 0, slope, 1, 0) if vertical else (1, slope, 0, 0, 1, 0), resample)
+        if bicubic:
+            return _pixels.shear(image, slope, GREY, vertical=vertical)
+        return _affine(image, (1, 0, 0, slope, 1, 0) if vertical else (1, slope, 0, 0, 1, 0))
 
     return shear
 
@@ -91,7 +96,7 @@ def _translate(*, vertical: bool) -> Operation:
     def translate(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
         shift = sign * magnitude * image.size[vertical]
         matrix = (1, 0, 0, 0, 1, shift) if vertical else (1, 0, shift, 0, 1, 0)
-        return _affine(image, matrix, Image.Resampling.NEAREST)
+        return _affine(image, matrix)
 
     return translate
 
@@ -101,11 +106,29 @@ def _rotate(image: Image.Image, degrees: float, sign: int) -> Image.Image:
     return image.rotate(degrees, fillcolor=GREY)
 
 
-def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operation:
-    def enhance(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
-        return kind(image).enhance(max(0.0, 1 + sign * magnitude))
+def _factor(magnitude: float, sign: int) -> float:
+    return max(0.0, 1 + sign * magnitude)
 
-    return enhance
+
+def _colour(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
+    return ImageEnhance.Color(image).enhance(_factor(magnitude, sign))
+
+
+def _contrast(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
+    """`ImageEnhance.Contrast`: away from, or towards, the mean of the grey image."""
+    counts = np.array(image.convert("L").histogram())
+    mean = int(counts @ np.arange(256) / counts.sum() + 0.5)
+    return image.point(_pixels.blended(mean, _factor(magnitude, sign)) * 3)
+
+
+def _brightness(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
+    """`ImageEnhance.Brightness`."""
+    return image.point(_pixels.blended(0, _factor(magnitude, sign)) * 3)
+
+
+def _sharpness(image: Image.Image, magnitude: float, sign: int) -> Image.Image:
+    """`ImageEnhance.Sharpness`."""
+    return Image.blend(_pixels.smooth(image), image, _factor(magnitude, sign))
 
 
 def _posterize(image: Image.Image, bits: float, sign: int) -> Image.Image:
@@ -120,26 +143,24 @@ def _ten(start: float, end: float) -> np.ndarray:
     return np.linspace(start, end, 10)
 
 
-_SHEAR, _SHIFT, _BICUBIC, _NEAREST = 0.3, 150 / 331, Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-_COLOUR, _CONTRAST = _enhance(ImageEnhance.Color), _enhance(ImageEnhance.Contrast)
-_BRIGHTNESS, _SHARPNESS = _enhance(ImageEnhance.Brightness), _enhance(ImageEnhance.Sharpness)
+_SHEAR, _SHIFT = 0.3, 150 / 331
 
 PACKAGE_CUTOUT = np.round(_ten(0, 20)).astype(int)  # side in pixels, whatever the size of the image
 PACKAGE: dict[str, tuple[Operation, np.ndarray]] = {
-    "Invert": (lambda image, *_: ImageOps.invert(image), _ten(0, 0)),
-    "Sharpness": (_SHARPNESS, _ten(0, 0.9)),
+    "Invert": (lambda image, *_: ImageChops.invert(image), _ten(0, 0)),
+    "Sharpness": (_sharpness, _ten(0, 0.9)),
     "AutoContrast": (lambda image, *_: ImageOps.autocontrast(image), _ten(0, 0)),
     "Posterize": (_posterize, np.round(_ten(8, 4))),
-    "ShearX": (_shear(_BICUBIC, vertical=False), _ten(0, _SHEAR)),
+    "ShearX": (_shear(vertical=False, bicubic=True), _ten(0, _SHEAR)),
     "TranslateX": (_translate(vertical=False), _ten(0, _SHIFT)),
     "TranslateY": (_translate(vertical=True), _ten(0, _SHIFT)),
-    "ShearY": (_shear(_BICUBIC, vertical=True), _ten(0, _SHEAR)),
+    "ShearY": (_shear(vertical=True, bicubic=True), _ten(0, _SHEAR)),
     "Rotate": (_rotate, _ten(0, 30)),
     "Equalize": (lambda image, *_: ImageOps.equalize(image), _ten(0, 0)),
-    "Contrast": (_CONTRAST, _ten(0, 0.9)),
-    "Color": (_COLOUR, _ten(0, 0.9)),
+    "Contrast": (_contrast, _ten(0, 0.9)),
+    "Color": (_colour, _ten(0, 0.9)),
     "Solarize": (_solarize, _ten(256, 0)),
-    "Brightness": (_BRIGHTNESS, _ten(0, 0.9)),
+    "Brightness": (_brightness, _ten(0, 0.9)),
 }
 PACKAGE_NAMES = ("Cutout", *PACKAGE)
 
@@ -149,13 +170,13 @@ PAPER: dict[str, tuple[Operation, float, float]] = {  # operation, its magnitude
     "Equalize": (lambda image, *_: ImageOps.equalize(image), 0, 0),
     "Rotate": (lambda image, degrees, sign: _rotate(image, sign * degrees, 1), 0, 30),
     "Solarize": (_solarize, 256, 0),
-    "Color": (_COLOUR, 0, 0.9),
+    "Color": (_colour, 0, 0.9),
     "Posterize": (_posterize, 8, 4),
-    "Contrast": (_CONTRAST, 0, 0.9),
-    "Brightness": (_BRIGHTNESS, 0, 0.9),
-    "Sharpness": (_SHARPNESS, 0, 0.9),
-    "ShearX": (_shear(_NEAREST, vertical=False), 0, _SHEAR),
-    "ShearY": (_shear(_NEAREST, vertical=True), 0, _SHEAR),
+    "Contrast": (_contrast, 0, 0.9),
+    "Brightness": (_brightness, 0, 0.9),
+    "Sharpness": (_sharpness, 0, 0.9),
+    "ShearX": (_shear(vertical=False, bicubic=False), 0, _SHEAR),
+    "ShearY": (_shear(vertical=True, bicubic=False), 0, _SHEAR),
     "TranslateX": (_translate(vertical=False), 0, _SHIFT),
     "TranslateY": (_translate(vertical=True), 0, _SHIFT),
 }

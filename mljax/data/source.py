@@ -37,6 +37,7 @@ class Source:
       fingerprint: changes when ids, labels or image files change.
       base, indices: of a subset: the split it is taken from, and which of its examples.
       instances: index -> where things stand, of data sets that know; None: unknown.
+      every: all classes of the data set, in its order, where `classes` are some of them; empty: `classes` are all.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Source:
     base: "Source | None" = None
     indices: np.ndarray | None = None
     instances: Callable[[int], Instances] | None = None
+    every: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

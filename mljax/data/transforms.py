@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from mljax.data import randaugment as ra
 from mljax.data.picture import OPENCV, RESIZE, Box, Picture, crop_and_resize, mirrored, opencv
@@ -30,6 +30,7 @@ _OFFSETS = (  # in quarters of what the crop leaves free: corners, centre, edge 
     *((0, 2), (4, 2), (2, 4), (2, 0)),
     *((1, 1), (3, 1), (1, 3), (3, 3)),
 )
+_ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 _SSGRL = {576: (640, (640, 576, 512, 384, 320)), 448: (512, (512, 448, 384, 320, 256))}  # crop -> squish, sides
 
 
@@ -48,13 +49,14 @@ def train(
     cutout: float = 0.0,
     cutout_prob: float = 1.0,
     cutout_fill: str = "random",
+    color_jitter: float = 0.0,
     resize: str = "bilinear",
     scaled: bool = False,
 ) -> "Train":
     """A training transform `(image, rng) -> (size, size, 3) uint8`.
 
-    Order: crop and resize, cutout, RandAugment, flip. (ASL and its heirs do not flip; where MulCon and CDCR flip
-    earlier, the distribution differs only by the package's one-way rotation.)
+    Order: crop and resize, cutout, RandAugment, colour jitter, flip. (ASL and its heirs do not flip; where MulCon and
+    CDCR flip earlier, the distribution differs only by the package's one-way rotation.)
 
     Args:
       size: of the result, in pixels.
@@ -74,6 +76,8 @@ def train(
       cutout_prob: of painting it. ASL 1, MulCon 0.5.
       cutout_fill: "random", one random colour, before RandAugment (ASL); "mean", ImageNet's mean, after it, which is
         zero once normalised (MulCon's option: cutout 244 / 448).
+      color_jitter: brightness, contrast and saturation are each multiplied by a factor within 1 -+ this, drawn
+        uniformly, in an order drawn too, as torchvision's ColorJitter without hue. MCAR: 0.3; 0: none.
       resize: the filter, antialiased where the image shrinks (but for "nearest"), by Pillow: the reference. SST and
         SARB: "bicubic". "antialias" and "fast" need OpenCV; see `mljax.data.picture`.
       scaled: decode a JPEG at a half, quarter or eighth where the crop is still large enough; pixels differ.
@@ -87,6 +91,7 @@ def train(
         check_between(name, [value], 0, 1)
     check_between("m", [m], 0, 30)
     check_integer("n", n, 0)
+    check_between("color_jitter", [color_jitter], 0, 1)
     check_choice("scaled", scaled, (False, True))
     check_range("scale", scale, 1)
     check_range("ratio", ratio, math.inf)
@@ -108,6 +113,7 @@ def train(
         cutout=float(cutout),
         cutout_prob=float(cutout_prob),
         cutout_fill=cutout_fill,
+        color_jitter=float(color_jitter),
         resize=resize,
         scaled=scaled,
     )
@@ -156,6 +162,7 @@ class Train:
     cutout: float
     cutout_prob: float
     cutout_fill: str
+    color_jitter: float
     resize: str
     scaled: bool = False
     pictures: ClassVar[bool] = True  # what it is given may be a Picture, not decoded yet
@@ -167,14 +174,14 @@ class Train:
         box = self.box(width, height, rng)
         found = crop_and_resize(picture, box, self.size, self.resize, pre_size=self.pre_size, scaled=self.scaled)
         cut = self.cutout > 0 and rng.random() < self.cutout_prob
-        if cut or self.randaugment != "none":
+        if cut or self.randaugment != "none" or self.color_jitter:
             found = self._paint(found if isinstance(found, Image.Image) else Image.fromarray(found), cut, rng)
         if rng.random() < self.flip:
             found = mirrored(found)
         return np.asarray(found)
 
     def _paint(self, image: Image.Image, cut: bool, rng: np.random.Generator) -> Image.Image:
-        """Cutout and RandAugment; the image is ours to write into."""
+        """Cutout, RandAugment and colour jitter; the image is ours to write into."""
         if cut and self.cutout_fill == "random":
             colour = rng.integers(256, size=3)
             image.paste((int(colour[0]), int(colour[1]), int(colour[2])), cutout_box(self.size, self.cutout, rng))
@@ -184,6 +191,8 @@ class Train:
             image = ra.paper(image, rng, n=self.n, m=self.m)
         if cut and self.cutout_fill == "mean":
             image.paste(MEAN_COLOUR, cutout_box(self.size, self.cutout, rng))
+        for i in rng.permutation(3) if self.color_jitter else ():
+            image = _ENHANCERS[i](image).enhance(rng.uniform(1 - self.color_jitter, 1 + self.color_jitter))
         return image
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:

@@ -17,6 +17,7 @@ import numpy as np
 from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import (
+    STACKED,
     GroupLinear,
     MultiHeadAttention,
     attention_maps,
@@ -74,9 +75,8 @@ class EncoderLayer(nn.Module):
             init = torch_linear_init(fan_in)
             return nn.Dense(features, dtype=self.dtype, kernel_init=init, bias_init=init, name=name)
 
-        stacked = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")  # fans 3 d and d in place of d and d
         attended, weights = MultiHeadAttention(
-            self.heads, self.width, self.dropout, use_output=False, kernel_init=stacked, dtype=self.dtype,
+            self.heads, self.width, self.dropout, use_output=False, kernel_init=STACKED, dtype=self.dtype,
             name="attention",
         )(x, x, x, train=train)  # fmt: skip
         x = layer_norm("norm1", self.dtype)(x + drop(dense(self.width, self.width, "out")(attended)))

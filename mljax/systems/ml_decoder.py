@@ -13,8 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.criterion import Criterion
-from mljax.errors import UserError
-from mljax.layers import AttentionLayer, attention_maps, constant, encode, final, layer_norm, tokens, torch_linear_init
+from mljax.errors import UserError, nearest
+from mljax.layers import (
+    INITS,
+    AttentionLayer,
+    attention_maps,
+    constant,
+    encode,
+    final,
+    layer_norm,
+    tokens,
+    torch_linear_init,
+)
 from mljax.published import Names, Published
 from mljax.types import Batch, Constant, Meta, Outputs
 
@@ -33,6 +43,7 @@ class MLDecoder(nn.Module):
     heads: int
     ffn: int
     dropout: float
+    initial: str
     dtype: Any = jnp.float32
     axis: str | None = None
 
@@ -52,7 +63,9 @@ class MLDecoder(nn.Module):
         x = jnp.broadcast_to(self._queries()[None], (b, self.groups, self.width))
         x = x + nn.Dropout(self.dropout, deterministic=not train)(x)
         x = layer_norm("norm", self.dtype)(x)
-        layer = AttentionLayer(self.heads, self.width, self.ffn, self.dropout, dtype=self.dtype, name="decoder")
+        layer = AttentionLayer(
+            self.heads, self.width, self.ffn, self.dropout, dtype=self.dtype, initial=self.initial, name="decoder"
+        )
         x, weights = layer(x, memory, train=train)
         maps = attention_maps(weights, height, width)
         group = np.arange(self.labels) // per_query(self.labels, self.groups)
@@ -112,10 +125,11 @@ def ml_decoder(
     heads: int = 8,
     ffn: int = 2048,
     dropout: float = 0.1,
+    initial: str = "xavier",
     dtype: Any = jnp.float32,
     axis: str | None = None,
 ) -> MLDecoder:
-    """ML-Decoder for a data set; the defaults are the authors'.
+    """ML-Decoder for a data set; the defaults are the authors', but `initial`.
 
     Args:
       backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
@@ -126,18 +140,19 @@ def ml_decoder(
       width: d of queries and tokens; the heads must divide it.
       ffn: hidden features of the feed-forward part.
       dropout: as in the decoder layer of Vaswani et al.
+      initial: how the decoder layer's matrices start: "xavier", or "torch" as released; see `layers.AttentionLayer`.
     Raises:
       UserError: more groups than labels, heads that do not divide the width, a zero-shot mode without label vectors or
         with groups, a number out of range.
     Reference: Ridnik et al., "ML-Decoder: Scalable and Versatile Classification Head", WACV 2023, sections 2.2 to 2.4.
-    Differs from the authors' code: projections of attention start Xavier-uniform one by one (theirs stacked), the
-      feed-forward part Xavier-uniform with zero biases; no limit of 100 on a number of groups that is given; labels per
-      query are rounded up exactly (theirs fail for a fraction below 0.001).
+    Differs from the authors' code: labels per query are rounded up exactly (theirs fail for a fraction below 0.001).
     """
     labels = meta.num_labels
     for key, value in (("width", width), ("heads", heads), ("ffn", ffn), ("groups", groups)):
         if value is not None and value < 1:
             raise UserError(f"config.system.{key} is {value}; give at least 1.")
+    if initial not in INITS:
+        raise UserError(f"config.system.initial is {initial!r}{nearest(initial, INITS)}.")
     if width % heads:
         raise UserError(
             f"config.system.heads={heads} do not divide config.system.width={width}; choose a divisor of it."
@@ -157,7 +172,7 @@ def ml_decoder(
         )
     count = labels if zero_shot else groups or min(GROUPS, labels)
     vectors = Constant(meta.vectors) if zero_shot else None
-    return MLDecoder(backbone, criterion, labels, vectors, count, width, heads, ffn, dropout, dtype, axis)
+    return MLDecoder(backbone, criterion, labels, vectors, count, width, heads, ffn, dropout, initial, dtype, axis)
 
 
 def with_labels(

@@ -184,11 +184,12 @@ class MulCon(nn.Module):
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Classification of all views, plus `contrast` times the contrastive loss between them."""
         del step
-        if not self.contrast:
-            return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
-        batch = every_view(batch)
+        if self.contrast or "views" in batch:
+            batch = every_view(batch)
         out = self(batch, train=True)
         classification = self.criterion(out.logits, batch, axis=self.axis)
+        if not self.contrast:
+            return classification, {}
         contrast = self.contrastive(out, batch)
         terms = {"classification": classification, "contrast": contrast}
         return classification + self.contrast * contrast, terms
@@ -264,7 +265,8 @@ def mulcon(
       scale: of attention scores: by the full "width" (code), by "heads", or "none" (as the paper writes it).
       queries: initial label queries: "xavier" (code) or "normal" (paper).
       embedding_width: of the projected unit vectors.
-      contrast: weight of the contrastive loss (code 0.5, paper 0.1); 0: none, no projector, and one view is enough.
+      contrast: weight of the contrastive loss (code 0.5, paper 0.1); 0: none, no projector, and one view is enough (all
+        views that a batch holds are classified).
       how: the loss takes the "mean" over anchors (code) or their "sum" (paper).
       temperature: of the contrastive softmax.
       denominator: fill up the contrasted entries to so many of the whole batch with the inactive ones of the highest

@@ -14,9 +14,11 @@ import numpy as np
 from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import (
+    INITS,
     AttentionLayer,
     GroupLinear,
     MultiHeadAttention,
+    attention_init,
     attention_maps,
     encode,
     final,
@@ -34,7 +36,7 @@ class DecoderLayer(nn.Module):
     """A post-norm decoder layer: (self-attention among labels), cross-attention to the image, feed-forward.
 
     Attributes:
-      heads, width, hidden, dropout: as in `AttentionLayer`.
+      heads, width, hidden, dropout, initial: as in `AttentionLayer`.
       self_attention: whether the labels attend to each other first; without it the first LayerNorm is gone too.
     """
 
@@ -42,6 +44,7 @@ class DecoderLayer(nn.Module):
     width: int
     hidden: int
     dropout: float
+    initial: str
     self_attention: bool
     dtype: Any
 
@@ -53,11 +56,14 @@ class DecoderLayer(nn.Module):
         if self.self_attention:
             labels = x + query
             attended, _ = MultiHeadAttention(
-                self.heads, self.width, self.dropout, dtype=self.dtype, name="self_attention"
-            )(labels, labels, x, train=train)
+                self.heads, self.width, self.dropout, dtype=self.dtype, name="self_attention",
+                **attention_init(self.initial, self.width),
+            )(labels, labels, x, train=train)  # fmt: skip
             attended = nn.Dropout(self.dropout, deterministic=not train)(attended)
             x = layer_norm("self_norm", self.dtype)(x + attended)
-        cross = AttentionLayer(self.heads, self.width, self.hidden, self.dropout, dtype=self.dtype, name="cross")
+        cross = AttentionLayer(
+            self.heads, self.width, self.hidden, self.dropout, dtype=self.dtype, initial=self.initial, name="cross"
+        )
         return cross(x, memory, query_position=query, key_position=position, train=train)
 
 
@@ -74,6 +80,7 @@ class Query2Label(nn.Module):
     decoder_layers: int
     self_attention: str
     dropout: float
+    initial: str
     dtype: Any = jnp.float32
     axis: str | None = None
 
@@ -90,6 +97,7 @@ class Query2Label(nn.Module):
             memory = nn.Dense(d, dtype=self.dtype, name="projection")(memory)
         position = jnp.asarray(sine_position(height, width, d), self.dtype)
         sizes = {"heads": self.heads, "width": d, "hidden": self.ffn or 4 * d, "dropout": self.dropout}
+        sizes["initial"] = self.initial
         for i in range(self.encoder_layers):
             layer = AttentionLayer(**sizes, dtype=self.dtype, name=f"encoder_{i}")
             memory, _ = layer(memory, query_position=position, key_position=position, train=train)
@@ -131,10 +139,11 @@ def query2label(
     decoder_layers: int = 2,
     self_attention: str = "none",
     dropout: float = 0.1,
+    initial: str = "xavier",
     dtype: Any = jnp.float32,
     axis: str | None = None,
 ) -> Query2Label:
-    """Query2Label for a data set; the defaults are those of the released checkpoints.
+    """Query2Label for a data set; the defaults are those of the released checkpoints, but `initial`.
 
     Args:
       backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split. A frozen stem is
@@ -149,16 +158,18 @@ def query2label(
         (all but the first) or "all". In the first layer its values are zero before their bias, so that it adds the
         same to all labels and its queries and keys get no gradient.
       dropout: in attention weights, after attention, and in the feed-forward parts.
+      initial: how the transformer's matrices start: "xavier", or "stacked" as released; see `layers.AttentionLayer`.
     Raises:
       UserError: an unknown choice or a number out of range; heads that do not divide d are found at the first batch.
     Reference: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification", arXiv 2107.10834,
       section 3.2 and eq. 1 to 4. Positions: `mljax.layers.sine_position`, for the map that there is.
-    Differs from the authors' code: positions are computed for any map (theirs are a buffer for one image size);
-      projections of attention start Xavier-uniform one by one (theirs stacked, sqrt(2) smaller) and linear biases at
-      zero; the loss is not multiplied by 1000.
+    Differs from the authors' code: positions are computed for any map (theirs are a buffer for one image size); the
+      loss is not multiplied by 1000.
     """
     if self_attention not in SELF_ATTENTION:
         raise UserError(f"config.system.self_attention is {self_attention!r}{nearest(self_attention, SELF_ATTENTION)}.")
+    if initial not in INITS:
+        raise UserError(f"config.system.initial is {initial!r}{nearest(initial, INITS)}.")
     least = {"width": (width, 4), "heads": (heads, 1), "ffn": (ffn, 1)}
     least |= {"encoder_layers": (encoder_layers, 0), "decoder_layers": (decoder_layers, 1)}
     for key, (value, low) in least.items():
@@ -172,7 +183,7 @@ def query2label(
         )
     return Query2Label(
         backbone, criterion, meta.num_labels, width, heads, ffn, encoder_layers, decoder_layers, self_attention,
-        dropout, dtype, axis,
+        dropout, initial, dtype, axis,
     )  # fmt: skip
 
 

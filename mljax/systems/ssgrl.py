@@ -7,13 +7,16 @@ Exact: forward pass, graph and start of the weights are those of the authors' co
 labels and `config.loss.name = "partial_bce"` it is the baseline that SST and SARB are compared with.
 """
 
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mljax.criterion import Criterion
+from mljax.errors import UserError
 from mljax.layers import constant, encode, final
 from mljax.published import Names, Published
 from mljax.systems import _semantic
@@ -105,8 +108,15 @@ def ssgrl(
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
-    """Neither graph nor label vectors are in the file: they stay the data set's."""
+    """Neither graph nor label vectors are in SSGRL's files: they stay the data set's; HCP-MLR-PL's hold both."""
     assert isinstance(system, SSGRL)
+    if HCP in names:
+        if system.reset_gate != "fixed":
+            raise UserError("The weights have a reset gate of their own; set config.system.reset_gate='fixed'.")
+        names.ignore(r"intra_.*")  # SST's head over pairs of labels, which its repository builds in any case
+        found = _semantic.published_hcp(names)
+        _check_channels(system, found["params"]["decoupling"])
+        return found
     gates = {
         f"{gate}_{part}": f"graph_net.fc_eq{i}_{part}"
         for i, gate in enumerate(("update", "reset", "candidate"), 3)
@@ -117,11 +127,33 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         names.ignore(r"graph_net\.fc_eq4_u\.(weight|bias)")
     pooling = _semantic.published_decoupling(names, "word_semantic", ("fc_1", "fc_2", "fc_3", "fc_a"))
     head = _semantic.published_classifier(names, gates, "fc_output")
+    _check_channels(system, {"pooling": pooling})
     return {
         "params": {"decoupling": {"pooling": pooling}, "head": head},
         "constants": {"adjacency": system.adjacency.value, "vectors": system.vectors.value},
     }
 
 
-PUBLISHED = Published(_convert, trunk="resnet_101.")
+def _check_channels(system: SSGRL, decoupling: dict[str, Any]) -> None:
+    """UserError unless the file reduces the map to `channels`, or has a map of so many, as the system does."""
+    found = decoupling["pooling"]["image"]["kernel"].shape[0]
+    if system.channels not in (None, found):
+        raise UserError(
+            f"The weights were made with {found} channels and config.system.channels is {system.channels}; change it"
+            f" to {found}{'' if 'reduce' in decoupling else ' or None'}."
+        )
+    if system.channels is None and "reduce" in decoupling:
+        raise UserError(f"The weights reduce the map to {found} channels; set config.system.channels={found}.")
+
+
+def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The trunk of HCP-MLR-PL's files under the prefix that SSGRL's have."""
+    if HCP not in state:
+        return state
+    return {re.sub(r"^backbone\.", TRUNK, name): value for name, value in state.items()}
+
+
+HCP = "SemanticDecoupling.fc1.weight"  # a name of HCP-MLR-PL's files, whose network is SSGRL's with fewer channels
+TRUNK = "resnet_101."
+PUBLISHED = Published(_convert, trunk=TRUNK, rename=_rename)
 NAMES = {"ssgrl": ssgrl}

@@ -137,6 +137,19 @@ class SST(nn.Module):
         self.put_variable("memory", "features", memory)
         return self._memory_scores(features, memory)
 
+    def pseudo_scores(self, batch: Batch) -> dict[str, jax.Array]:
+        """What each branch thinks of all labels, (b l) by "ist" and "cst": unknown ones that reach theta get positive.
+
+        In evaluation mode, with the memory as it is.
+        """
+        out, found = self(batch), {}
+        assert out.extra is not None
+        if self._ist:
+            found["ist"] = self._cooccurrence_scores(out, batch)
+        if self._cst:
+            found["cst"] = out.extra["memory_scores"]
+        return found
+
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """BCE on known labels, on those and IST's pseudo labels, on those and CST's, and the weighted branch losses.
 

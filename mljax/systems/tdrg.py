@@ -20,7 +20,7 @@ from mljax import parallel
 from mljax.backbones._common import BatchNorm
 from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
-from mljax.layers import AttentionLayer, GroupLinear, encode, tokens, torch_linear_init
+from mljax.layers import INITS, AttentionLayer, GroupLinear, encode, tokens, torch_linear_init
 from mljax.published import Names, Published
 from mljax.types import Batch, Meta, Outputs
 
@@ -76,6 +76,7 @@ class Transformer(nn.Module):
     ffn: int
     dropout: float
     attend: str
+    initial: str
     dtype: Any = jnp.float32
     axis: str | None = None
 
@@ -87,7 +88,15 @@ class Transformer(nn.Module):
             combine = lambda s: jnp.where(real, s, jnp.finfo(s.dtype).min)  # noqa: E731
         for i in range(self.layers):
             layer = AttentionLayer(
-                self.heads, self.width, self.ffn, self.dropout, "gelu", combine, self.dtype, name=f"layer_{i}"
+                self.heads,
+                self.width,
+                self.ffn,
+                self.dropout,
+                "gelu",
+                combine,
+                self.dtype,
+                self.initial,
+                name=f"layer_{i}",
             )
             scales = [self._attend(layer, x, train) for x in scales]
         return scales
@@ -120,6 +129,7 @@ class TDRG(nn.Module):
     dropout: float
     attend: str
     normalise: bool
+    initial: str
     dtype: Any = jnp.float32
     axis: str | None = None
 
@@ -167,8 +177,8 @@ class TDRG(nn.Module):
             third(coarse),
         ]
         encoder = Transformer(
-            self.layers, self.heads, self.width, self.ffn, self.dropout, self.attend, self.dtype, self.axis,
-            name="transformer",
+            self.layers, self.heads, self.width, self.ffn, self.dropout, self.attend, self.initial, self.dtype,
+            self.axis, name="transformer",
         )  # fmt: skip
         return encoder([tokens(x) for x in cross_scale(maps)], mask, train=train)
 
@@ -224,6 +234,7 @@ def tdrg(
     dropout: float = 0.0,
     attend: str = "image",
     normalise: bool = False,
+    initial: str = "xavier",
     dtype: Any = jnp.float32,
     axis: str | None = None,
 ) -> TDRG:
@@ -238,20 +249,34 @@ def tdrg(
         authors' later code; "batch", the same position of all images of the batch, as their first code does, so that
         predictions depend on the batch; "alone", itself, which is "batch" with one image at a time.
       normalise: divide the nodes by the number of positions, so that they do not grow with the map; the authors sum.
+      initial: how the transformer's matrices start: "xavier", or "stacked" as theirs; see `layers.AttentionLayer`.
     Raises:
       UserError: an unknown choice, or a backbone that gives only one endpoint.
     Reference: Zhao et al., "Transformer-based Dual Relation Graph for Multi-label Image Recognition", ICCV 2021.
-    Differs from the authors' code: position embeddings, which theirs makes and never uses, are absent; the transformer
-      starts with Xavier weights for each projection, where theirs stacks those of q, k and v, and with zero biases; the
-      classifier holds the diagonal that theirs uses of a full convolution; a small map keeps at least one position in
-      the top 5 %; BatchNorm takes its statistics over all devices; with "batch", padding is left out.
+    Differs from the authors' code: position embeddings, which theirs makes and never uses, are absent; the classifier
+      holds the diagonal that theirs uses of a full convolution; a small map keeps at least one position in the top 5 %;
+      BatchNorm takes its statistics over all devices; with "batch", padding is left out.
     """
     if attend not in ATTEND:
         raise UserError(f"config.system.attend is {attend!r}{nearest(attend, ATTEND)}.")
+    if initial not in INITS:
+        raise UserError(f"config.system.initial is {initial!r}{nearest(initial, INITS)}.")
     if backbone is not None:
         last_two(dict.fromkeys(getattr(backbone, "endpoints", ())))  # type: ignore[arg-type]
     return TDRG(
-        backbone, criterion, meta.num_labels, width, layers, heads, ffn, dropout, attend, normalise, dtype, axis
+        backbone,
+        criterion,
+        meta.num_labels,
+        width,
+        layers,
+        heads,
+        ffn,
+        dropout,
+        attend,
+        normalise,
+        initial,
+        dtype,
+        axis,
     )
 
 

@@ -1,0 +1,146 @@
+"""A trained run for labels that it was not trained on, by their label vectors.
+
+`config.unseen` names labels that training does not have (see `mljax.data.unseen`). A system that makes its classifiers
+of label vectors (its module offers `with_labels`; so far ML-Decoder in its zero-shot mode) scores them afterwards:
+`mljax.evaluate --labels=unseen`, `mljax.predict --labels=zebra,giraffe`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from mljax import experiment
+from mljax.build import find
+from mljax.data.labels import UNNAMED, key, spelled_twice
+from mljax.data.source import Source
+from mljax.data.unseen import columns, named
+from mljax.errors import UserError, nearest
+from mljax.types import Config, Meta
+
+if TYPE_CHECKING:
+    from mljax.predict import Run
+
+GROUPS = ("all", "seen", "unseen")
+
+
+def with_labels(run: "Run", labels: Sequence[str], *, vectors: Any = None, every: tuple[str, ...] = ()) -> "Run":
+    """A run that scores other labels than it was trained on.
+
+    Args:
+      run: of a system that makes its classifiers of label vectors.
+      labels: l names.
+      vectors: (l e) in their order, or where to look for those that are new: a file or "glove"; None: where the run had
+        its own from. Labels that it was trained on keep the vectors of their training.
+      every: all classes of the data set that the labels are of, for files of vectors without names.
+    Raises:
+      UserError: the system is bound to its labels, a label is named twice, or one has no vector.
+    """
+    labels, config = named(labels), run.experiment.config
+    module = importlib.import_module(find("systems", config.system.name).__module__)
+    if not hasattr(module, "with_labels"):
+        raise UserError(
+            f"The system {config.system.name!r} is bound to the labels that it was trained on; for others train"
+            " configs/ml_decoder.py:zero_shot."
+        )
+    if not labels:
+        raise UserError("No label is named; give at least one.")
+    if pair := (spelled_twice(labels) or next(((x, x) for x in labels if labels.count(x) > 1), None)):
+        raise UserError(f"The labels {pair[0]!r} and {pair[1]!r} are one; name it once.")
+    if getattr(run.experiment.system, "vectors", None) is None:
+        module.with_labels(run.experiment.system, run.variables, np.zeros((0, 0)))  # says that it is bound
+    if vectors is None or isinstance(vectors, str):
+        table = _vectors(run, labels, vectors, every)
+    else:
+        table = np.asarray(vectors, np.float32)
+        if table.ndim != 2 or len(table) != len(labels):
+            raise UserError(f"The vectors have the shape {table.shape}; {len(labels)} labels need ({len(labels)}, e).")
+    system, variables = module.with_labels(run.experiment.system, run.variables, table)
+    nothing = np.zeros((0, len(labels)), np.uint8)
+    meta = Meta(name=run.experiment.meta.name, classes=labels, labels=nothing, observed=nothing, vectors=table)
+    other = dataclasses.replace(run.experiment, meta=meta, system=system)
+    return dataclasses.replace(run, experiment=other, variables=jax.device_put(variables))
+
+
+def _vectors(run: "Run", labels: tuple[str, ...], vectors: str | None, every: tuple[str, ...]) -> np.ndarray:
+    """(l e): of trained labels the run's own, of others by name from the source that is given, or the run's."""
+    meta, config = run.experiment.meta, run.experiment.config.copy_and_resolve_references()
+    trained = {} if meta.vectors is None else dict(zip(map(key, meta.classes), meta.vectors, strict=True))
+    new = tuple(name for name in labels if key(name) not in trained)
+    if vectors is not None:
+        config.vectors = vectors
+    if new and config.vectors.endswith(UNNAMED) and not every:
+        raise UserError(
+            f"{config.vectors!r} has vectors without names, so {new[0]!r} cannot be looked up in it; give --vectors a"
+            " file with names, or 'glove'."
+        )
+    found = experiment.label_vectors(config, new, every) if new else None
+    if new and found is None:
+        raise UserError(f"There is no vector for {new[0]!r}; give --vectors a file of names and vectors, or 'glove'.")
+    table = {**trained, **({} if found is None else dict(zip(map(key, new), found, strict=True)))}
+    rows = [table[key(name)] for name in labels]
+    if len({row.shape for row in rows}) > 1:
+        raise UserError(
+            f"The vectors of new labels have {len(table[key(new[0])])} numbers and those of the training"
+            f" {len(next(iter(trained.values())))}; both must come from the same source."
+        )
+    return np.stack(rows).astype(np.float32)
+
+
+def evaluation(run: "Run", split: str, labels: Any, vectors: str | None = None) -> tuple["Run", Source]:
+    """A run and a split of `config.data`, both of the labels that are asked for.
+
+    Args:
+      labels: None: those of the run, which must be the split's; "all" of the data set, those that were "seen" in
+        training, those that were not ("unseen"), or names.
+    """
+    config, own = run.experiment.config, run.classes
+    source = _source(config, split)
+    if labels is None:
+        unseen = named(config.unseen)
+        names = [name for name in source.classes if name not in unseen]
+        if tuple(names) != own:
+            raise UserError(
+                f"{source.name} has other classes than this run; evaluate it on its own data set, or a zero-shot"
+                " ML-Decoder with --labels=all."
+            )
+        return run, columns(source, names) if unseen else source
+    seen = {key(name) for name in own}
+    wanted = named(labels)
+    if len(wanted) == 1 and wanted[0] in GROUPS:
+        fits = {"all": (True, False), "seen": (True,), "unseen": (False,)}[wanted[0]]
+        names = [name for name in source.classes if (key(name) in seen) in fits]
+        if not names:
+            kind = "none that this run was trained on" if wanted[0] == "seen" else "no label that training did not have"
+            raise UserError(f"{source.name} has {kind}.")
+    else:
+        names = list(wanted)
+        for name in names:
+            if name not in source.classes:
+                raise UserError(
+                    f"{source.name} has no label {name!r}{nearest(name, (*source.classes, *GROUPS))}; --labels takes"
+                    " names of it, or all, seen, unseen."
+                )
+    other = with_labels(run, names, vectors=vectors, every=source.every or source.classes)
+    return other, columns(source, names)
+
+
+def _source(config: Config, split: str) -> Source:
+    """A split with all of its classes."""
+    config = config.copy_and_resolve_references()
+    config.unseen = ()
+    return experiment.source(config, split, training=False)
+
+
+def means(run: "Run", per_class: Mapping[str, float | None]) -> dict[str, dict[str, float | int | None]]:
+    """mAP of the labels that a run was trained on, and of the others, from the AP of each class."""
+    seen = {key(name) for name in run.classes}
+    found = {}
+    for name, trained in (("seen", True), ("unseen", False)):
+        of = [ap for label, ap in per_class.items() if (key(label) in seen) == trained and ap is not None]
+        if of:
+            found[name] = {"labels": len(of), "mAP": float(np.mean(of))}
+    return found

@@ -1,0 +1,145 @@
+"""Batches depend on (seed, step) alone: not on threads, worker processes, processes of the run, or a resume."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mljax.data import loader, transforms
+from mljax.data.source import Files, Source
+from mljax.errors import UserError
+
+COUNT, BATCH, STEPS = 21, 6, 8  # more than two epochs, none of them a whole number of batches
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    paths = []
+    for i in range(COUNT):
+        paths.append(str(tmp_path / f"{i}.jpg"))
+        noise = np.random.default_rng(i).integers(0, 255, (5, 6, 3), np.uint8)
+        Image.fromarray(noise).resize((40 + i, 50), Image.Resampling.BICUBIC).save(paths[-1])
+    labels = np.eye(COUNT, 5, dtype=np.uint8)
+    ones = np.ones_like(labels)
+    return Source(
+        name="tiny", classes=tuple("abcde"), ids=[f"{i}.jpg" for i in range(COUNT)], labels=labels, observed=ones,
+        scored=ones, read=Files(paths), fingerprint="",
+    )  # fmt: skip
+
+
+def batches(source: Source, start: int = 0, **options) -> list:
+    transform = transforms.train(24, crop="random_resized", randaugment="package")
+    options = {"threads": 0, "batch_size": BATCH, "steps": STEPS, **options}
+    with contextlib.closing(loader.train_batches(source, transform, seed=3, start=start, views=2, **options)) as found:
+        return list(found)
+
+
+def same(one: list, other: list) -> None:
+    for first, second in zip(one, other, strict=True):
+        assert first.keys() == second.keys()
+        for key in first:
+            np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+
+
+def test_every_epoch_has_every_image_once(source):
+    order = np.concatenate([batch["index"] for batch in batches(source)])
+    assert sorted(order[:COUNT]) == sorted(order[COUNT : 2 * COUNT]) == list(range(COUNT))
+    assert order[:COUNT].tolist() != order[COUNT : 2 * COUNT].tolist()
+
+
+def test_worker_processes_give_the_same_batches(source):
+    """From the start and after a resume, which may have another number of them."""
+    whole = batches(source)
+    same(batches(source, workers=2, threads=1), whole)
+    same(batches(source, start=5, workers=1, threads=2), whole[5:])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_share_the_batches_of_one(source, monkeypatch, count):
+    """Each has its part of the very batch, augmented alike, that one process would have."""
+    whole, parts = batches(source), []
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    for process in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        parts.append(batches(source))
+    for step, batch in enumerate(whole):
+        for key in batch:
+            together = np.stack([part[step][key] for part in parts], axis=1)
+            np.testing.assert_array_equal(together.reshape(batch[key].shape), batch[key], err_msg=key)
+
+
+def test_evaluation_is_shared_too(source, monkeypatch):
+    """Every image once over all processes, in order, padded by what has mask 0; worker processes change nothing."""
+    look = transforms.evaluate(24)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    seen = []
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found = list(loader.eval_batches(source, look, batch_size=8, threads=0))
+        assert all(len(batch["mask"]) == 4 for batch in found)
+        seen += [int(i) for batch in found for i, mask in zip(batch["index"], batch["mask"]) if mask]
+    assert seen == [*range(0, COUNT, 2), *range(1, COUNT, 2)]
+    monkeypatch.undo()
+    one, other = (list(loader.eval_batches(source, look, batch_size=8, threads=1, workers=w)) for w in (0, 1))
+    same(one, other)
+
+
+def cut(source: Source, rows) -> None:
+    for row in rows:
+        with open(source.read.paths[row], "r+b") as file:
+            file.truncate(200)
+
+
+@pytest.mark.slow
+def test_the_limit_of_unreadable_images_is_that_of_the_run(source, tmp_path, monkeypatch):
+    """Not of each worker: two workers that meet one such image each have met two."""
+    monkeypatch.setattr(loader.tempfile, "tempdir", str(tmp_path))
+    cut(source, [3])
+    same(batches(source, workers=2, threads=1), batches(source))  # one is skipped, in whichever process
+    cut(source, [3, 9])
+    with pytest.raises(UserError, match=r"2 of 21 training images cannot be read, more than 1%; the first: "):
+        batches(source, workers=2, threads=1)
+    assert not list(tmp_path.glob("mljax-unreadable-*"))
+
+
+def test_workers_tell_each_other(tmp_path):
+    one = loader.Failures(100, shared=tmp_path / "names")
+    other = dataclasses.replace(one, found={})
+    one.add("a\n1.jpg", "cut short")
+    other.add("a\n1.jpg", "cut short")
+    with pytest.raises(UserError, match=r"2 of 100 .*: a\n1.jpg, b.jpg. Mend"):
+        other.add("b.jpg", "cut short")
+
+
+class Counted:
+    def __init__(self, total: int, error: Exception | None = None):
+        self.read, self.total, self.error, self.closed = 0, total, error, False
+
+    def __next__(self) -> int:
+        if self.read == self.total:
+            raise self.error or StopIteration
+        self.read += 1
+        return self.read
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_batches_wait_on_the_device():
+    """Two of them, placed before they are asked for; an error comes in its turn; closed, all is closed."""
+    host = Counted(5)
+    ahead = loader.Ahead(host, lambda batch: -batch, depth=2)
+    assert host.read == 0 and next(ahead) == -1 and host.read == 3 and next(ahead) == -2 and host.read == 4
+    assert list(ahead) == [-3, -4, -5]
+    ahead.close()
+    assert host.closed
+    ahead = loader.Ahead(Counted(2, UserError("broken")), abs, depth=4)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(UserError, match="broken"):
+        next(ahead)
+    array = next(loader.Ahead(iter([{"x": np.ones(3)}]), jax.device_put))["x"]
+    assert isinstance(array, jax.Array)

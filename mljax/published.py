@@ -241,12 +241,14 @@ def to_run(paths: Sequence[str], config: Any, workdir: Path, classes: Sequence[s
 
 def _meta(config: Any, classes: Sequence[str] | None) -> Any:
     from mljax import experiment
+    from mljax.data import unseen
     from mljax.types import Meta
 
     if classes is None:
         return experiment.make_meta(config, experiment.source(config, config.splits.train, training=True))
     nothing = np.zeros((0, len(classes)), np.uint8)
-    vectors = experiment.label_vectors(config, tuple(classes))
+    others = config.vectors == "auto" and not unseen.brings(config.data.name, classes)
+    vectors = None if others else experiment.label_vectors(config, tuple(classes))
     return Meta(name="released", classes=tuple(classes), labels=nothing, observed=nothing, vectors=vectors)
 
 

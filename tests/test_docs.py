@@ -111,11 +111,12 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     elif name == "mljax.sweep":
         ran = []
 
-        def run(job, workdir, extra):
-            del workdir
+        def run(job, workdir, extra, split=""):
+            del workdir, split
             ran.append(job)
             checked(job.config, [*extra, *job.variant])
-            return {"metrics": {"mAP": 0.0, "CF1": 0.0, "OF1": 0.0}}
+            report = {"metrics": {"mAP": 0.0, "CF1": 0.0, "OF1": 0.0}}
+            return report, report
 
         monkeypatch.setattr(sweep, "run", run)
         argv = [f"--workdir={tmp_path}" if word.startswith("--workdir=") else word for word in argv]

@@ -55,6 +55,12 @@ def columns(source: Source, classes: Sequence[str]) -> Source:
     )
 
 
+def brings(data: str, classes: Sequence[str]) -> bool:
+    """Whether a data set brings vectors of all these labels along."""
+    module = importlib.import_module(find("data", data).__module__)
+    return hasattr(module, "VECTORS") and set(classes) <= set(module.CLASSES)
+
+
 def own_vectors(data: str, classes: Sequence[str]) -> np.ndarray | None:
     """(l e) of labels of a data set that brings vectors along; None if it does not."""
     module = importlib.import_module(find("data", data).__module__)

@@ -28,12 +28,12 @@ def paper(config):
 
 def voc_resplit(config):
     c.voc_resplit(config)
-    config.optim.update(lr=3e-3, epochs=30, batch_size=64)
+    config.optim.update(lr=1e-2, epochs=30, batch_size=64)
 
 
 def csv(config):
     c.own_csv(config)
-    config.optim.update(lr=3e-3, epochs=30, batch_size=64)
+    config.optim.update(lr=1e-2, epochs=30, batch_size=64)
 
 
 def pooling(kind):

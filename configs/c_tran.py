@@ -3,6 +3,7 @@
     python -m mljax.main --config=configs/c_tran.py --workdir=runs/c_tran              # embedded data set, minutes
     python -m mljax.main --config=configs/c_tran.py:coco2014 --workdir=runs/coco2014   # ResNet-101, 576, as the paper
     python -m mljax.evaluate --workdir=runs/c_tran --known=0.5                         # half of the labels given
+    python -m mljax.predict --workdir=runs/c_tran photo.jpg --known=dog=1,cat=0        # what is known of the photo
 
 The paper's mAP with ResNet-101 at 576 and no label known: COCO 85.1 (CF1 79.9, OF1 81.7), VG-500 38.4.
 Ablations: --config.system.mask_training=False | --config.system.loss_on=all | --config.system.max_known=0

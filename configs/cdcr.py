@@ -57,6 +57,8 @@ def voc_resplit(config):
 
 def difficulty(config):
     config.system.difficulty_aware = True
+    if config.backbone.name == "tresnet_l":  # of the authors' training, which then ends after 20 epochs
+        config.stages = stages(15, 5, schedule_epochs=80)
 
 
 def noise(config, rate):

@@ -16,7 +16,7 @@ def get_config(arg=None):
     net = dict(name="baseline", pooling="average", dropout=0.0)
     config.system = dict(name="curriculum", net=net, strategy="threshold", threshold=2.0, every=1, start=2, views=())
     config.system.update(proportion=0.5)
-    config.observe = dict(name="known", proportion=0.1)
+    config.observe = dict(name="known", proportion=0.1, mode="hcp")
     config.loss = dict(name="partial_bce", reduction="batch_mean", alpha=-4.45, beta=5.45, gamma=1.0)
     config.optim.lr = 3e-3
     config.vectors = "none"

@@ -62,8 +62,7 @@ CROPS = ("224:tl60", "224:br60", "224:flip:tr60", "224:flip:bl60")
 def voc_resplit(config):
     """Frozen MobileNetV1 at 224 on the VOC2007 re-split: six cached views, in the second step four close crops more.
 
-    Of these ten the second step draws two different ones for each image, which share between a 25th of the photo and
-    all of it. The close crops are 10,000 more images through the backbone, once.
+    Of these ten the second step draws two different ones for each image, which share a 25th of the photo or more.
     """
     c.voc_resplit(config, c.MIRRORED)
     config.cache.train_views = c.VIEWS
@@ -73,16 +72,19 @@ def voc_resplit(config):
     two_steps(config, optim=dict(epochs=4, lr=5e-4), eval=dict(every=4), cache=dict(train_views=(*c.VIEWS, *CROPS)))
 
 
+def alone(config):
+    """One step: where the first of two ends within its schedule, all of the schedule."""
+    config.stages = ()
+    config.optim.epochs = config.optim.get("schedule_epochs", config.optim.epochs)
+
+
 def bce(config):
-    config.system.contrast, config.input.views, config.stages = 0.0, 1, ()
+    config.system.contrast, config.input.views = 0.0, 1
+    alone(config)
 
 
 def bce_two_steps(config):
     config.system.contrast = 0.0
-
-
-def scratch(config):
-    config.stages = ()
 
 
 def image_level(config):
@@ -95,4 +97,4 @@ def backbone(config):
 
 
 WORDS: dict = c.data_sets(code, "voc2007", "coco2014", "nuswide") | dict(voc_resplit=voc_resplit, paper=paper)
-WORDS |= dict(bce=bce, bce_two_steps=bce_two_steps, scratch=scratch, backbone=backbone, image_level=image_level)
+WORDS |= dict(bce=bce, bce_two_steps=bce_two_steps, scratch=alone, backbone=backbone, image_level=image_level)

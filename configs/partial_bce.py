@@ -14,7 +14,7 @@ from mljax import config as c
 def get_config(arg=None):
     config = c.base()
     config.system = dict(name="baseline", pooling="average", dropout=0.0)
-    config.observe = dict(name="known", proportion=0.1)
+    config.observe = dict(name="known", proportion=0.1, mode="hcp")
     config.loss = dict(name="partial_bce", reduction="batch_mean", alpha=-4.45, beta=5.45, gamma=1.0)
     config.optim.lr = 3e-3
     config.vectors = "none"

@@ -34,7 +34,7 @@ def voc_resplit(config):
     c.voc_resplit(config, ("224", "224:flip"))
     config.vectors = "none"
     config.system.expected = 1.5
-    config.optim.update(lr=3e-3, epochs=30, batch_size=64)
+    config.optim.update(lr=1e-2, epochs=30, batch_size=64)
 
 
 WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)

@@ -42,7 +42,7 @@ def voc_resplit(config):
     c.voc_resplit(config, ("224", "224:flip"))
     config.vectors = "none"
     config.expected = 1.5
-    config.optim.update(lr=3e-3, epochs=30, batch_size=64)
+    config.optim.update(lr=1e-2, epochs=30, batch_size=64)
 
 
 def loss(name, negatives=0):

@@ -39,11 +39,11 @@ def voc_resplit(config):
     """Frozen MobileNetV1 at 224 on the VOC2007 re-split, the image and its mirror image cached.
 
     At 10 % known a label has ten positives and 12 images have two: features stay as they are (`width` of the map) and
-    are not propagated, the memory holds two epochs of positives, and theta is near the likeness of such features.
+    are not propagated (`steps`), the memory holds two epochs of positives, theta is near the likeness of such features.
     """
     c.voc_resplit(config, ("224", "224:flip"))
     config.system.update(width=1024, output=256, hidden=128, steps=0, pool=2)
-    config.system.update(branches="cst", memory=20, start=4, first=0.82, last=0.78, drop=0.01)
+    config.system.update(memory=20, start=4, first=0.8, last=0.76, drop=0.01)
     config.optim.update(lr=1e-3, epochs=12, batch_size=64)
     config.eval.every = 12
 

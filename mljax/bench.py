@@ -43,6 +43,7 @@ def arguments(argv: list[str]) -> tuple[Any, list[str]]:
     parser = Parser("bench", __doc__)
     parser.add_argument("--against", choices=("torch",), help="run the same in PyTorch, in turns, and tell ratios")
     parser.add_argument("--only", help=f"some of {','.join(PARTS)}; default {','.join(USUAL)}")
+    parser.add_argument("--stage", type=int, default=1, help="of a config that has several")
     parser.add_argument("--batch", type=int, help="config.optim.batch_size")
     parser.add_argument("--size", type=int, help="config.input.size")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="config.dtype")
@@ -58,7 +59,7 @@ def arguments(argv: list[str]) -> tuple[Any, list[str]]:
     parser.add_argument("--json", metavar="FILE", help="all figures")
     parser.add_argument("--out", default=".", metavar="FOLDER", help="of --scale's files")
     args = parser.parse_args(rest)
-    for name in ("batch", "size", "labels", "rounds"):
+    for name in ("stage", "batch", "size", "labels", "rounds"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name}={value} must be at least 1.")
     chosen = tuple(args.only.split(",")) if args.only else USUAL
@@ -66,11 +67,15 @@ def arguments(argv: list[str]) -> tuple[Any, list[str]]:
         if part not in PARTS:
             raise UserError(f"--only has no part {part!r}{nearest(part, PARTS)}.")
     args.only = chosen
+    if args.profile and (args.find_batch or args.scale or not {"train", "infer"} & set(chosen)):
+        other = "--find-batch" if args.find_batch else f"--scale={args.scale}" if args.scale else ""
+        other = other or f"--only={','.join(chosen)}"
+        raise UserError(f"--profile traces training and inference and {other} measures neither; leave one out.")
     return args, own
 
 
 def configured(own: list[str], args: Any) -> Config:
-    """The config of the flags, its first stage, whole and checked."""
+    """The config of one stage, whole and checked."""
     from mljax.check import check
     from mljax.rundir import stage_configs
 
@@ -80,6 +85,10 @@ def configured(own: list[str], args: Any) -> Config:
     config = read_config(flags["config"])
     for key, value in flags["overrides"]:
         override(config, key, value)
+    stages = stage_configs(config)
+    if args.stage > len(stages):
+        raise UserError(f"--stage={args.stage}: {flags['config']} has {len(stages)}.")
+    config = stages[args.stage - 1]
     if args.batch:
         config.optim.batch_size = config.eval.batch_size = args.batch
     if args.size:
@@ -90,7 +99,6 @@ def configured(own: list[str], args: Any) -> Config:
                 config.cache[key] = tuple(re.sub(r"^\d+", str(args.size), view) for view in views)
     if args.dtype:
         config.dtype = args.dtype
-    config = stage_configs(config)[0]
     check(config)
     return config
 
@@ -254,7 +262,7 @@ def measured(args: Any, own: list[str], rest: list[str]) -> dict[str, Any]:
                 print("\n".join(lines(part, result[part])), flush=True)
         del model
     if "compile" in args.only:
-        given = {name: getattr(args, name) for name in ("batch", "size", "dtype", "labels")}
+        given = {name: getattr(args, name) for name in ("stage", "batch", "size", "dtype", "labels")}
         found = result["compile"] = compile_times(own, [f"--{k}={v}" for k, v in given.items() if v is not None])
         cold, warm = found["cold"], found["warm"]
         print(
@@ -297,7 +305,10 @@ def find_batch(config: Config, args: Any) -> int:
     run = device.platform != "cpu"
     size = bench_model.largest_batch(lambda b: bench_model.fits(model, limit, b, run=run), share)
     memory = f"{limit * (share if device.platform == 'cpu' else 1) / 1e9:.1f} GB" if limit else "its memory"
-    print(f"The largest training batch that fits {memory} is {size}: --config.optim.batch_size={size}")
+    where = (
+        "--config.optim.batch_size" if args.stage == 1 else f"config.stages[{args.stage - 1}]['optim']['batch_size']"
+    )
+    print(f"The largest training batch that fits {memory} is {size}: {where}={size}")
     return size
 
 

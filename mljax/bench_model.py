@@ -12,8 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mljax import experiment, fold, parallel, train
-from mljax.errors import UserError
-from mljax.main import exhausted
+from mljax.errors import UserError, exhausted
 from mljax.types import Config, Meta
 
 LABELS = {"voc": 20, "coco": 80, "nuswide": 81, "visual_genome": 500}  # of a data set that need not be here

@@ -46,27 +46,36 @@ def scale(args: Any, own: list[str]) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be made ({error.strerror}); give another --out.") from None
-    rows = []
+    rows: list[dict[str, Any]] = []
+    result: dict[str, Any] = {"axis": axis, "config": own, "machine": machine(), "rows": rows}
+
+    def keep() -> None:
+        (folder / f"{axis}.json").write_text(json.dumps(result, indent=2) + "\n")
+
     for value in values:
         found = rows_seconds(value, args.labels or 80) if axis == "rows" else one(axis, value, args, own)
         rows.append({axis: value, **found})
         print(
             "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True
         )
-    result = {"axis": axis, "config": own, "machine": machine(), "rows": rows}
-    slope = exponent([r[axis] for r in rows], [r["seconds"] for r in rows])
+        keep()
+    good = [row for row in rows if "error" not in row]
+    if not good:
+        raise UserError(f"No value of --scale={axis} could be measured; at {rows[0][axis]}: {rows[0]['error']}")
+    slope = exponent([row[axis] for row in good], [row["seconds"] for row in good])
     if slope is not None:
         result["exponent"] = slope
         print(f"the time grows as {axis}^{slope:.2f} over the upper half of these")
-    (folder / f"{axis}.json").write_text(json.dumps(result, indent=2) + "\n")
-    plot(result, folder / f"{axis}.png")
+        keep()
+    plot({**result, "rows": good}, folder / f"{axis}.png")
     print(f"written: {folder / axis}.json, {folder / axis}.png")
     return result
 
 
 def one(axis: str, value: int, args: Any, own: list[str]) -> dict[str, Any]:
-    """Training and inference at one value; a batch that does not fit is a row with the error."""
+    """Training and inference at one value, or {"error": sentence}, such as of a batch that does not fit."""
     flags = {"--batch": args.batch, "--size": args.size, "--labels": args.labels, "--dtype": args.dtype}
+    flags["--stage"] = args.stage
     config, env = list(own), dict(os.environ)
     if axis == "devices":
         config.append(f"--config.devices={value}")
@@ -83,7 +92,7 @@ def one(axis: str, value: int, args: Any, own: list[str]) -> dict[str, Any]:
         )
         if done.returncode:
             sentence = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1].removeprefix("mljax: ")
-            raise UserError(f"--scale={axis} at {value}: {sentence}")
+            return {"error": sentence}
         found = json.loads(file.read_text())
     first = found[parts[0]]
     row = {"seconds": first["seconds"], "peak_bytes": first["peak_bytes"], "program_bytes": first["program_bytes"]}

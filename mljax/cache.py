@@ -2,11 +2,15 @@
 
 import contextlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mljax.errors import UserError
+
+LIMIT = 2 * 2**30  # bytes of compiled programs
 
 
 def cache_dir() -> Path:
@@ -27,16 +31,31 @@ def cache_dir() -> Path:
 
 
 def setup_jax() -> None:
-    """Before jax starts: where it keeps compiled programs, for every command and run of this user."""
+    """Where jax keeps compiled programs, for every command, notebook and run of this user; at most 2 GiB of them.
+
+    A folder that the user gave to jax, by its environment or its config, stays as it is. Of a jax that is imported
+    already the config is changed, since it has read its environment.
+    """
     folder = cache_dir() / "xla"
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+    loaded: Any = sys.modules.get("jax")
+    if loaded is not None and loaded.config.jax_compilation_cache_dir is not None:
+        return
     for program in folder.glob("*-cache"):  # one whose writer was killed would keep jax from storing any other
         with contextlib.suppress(OSError):
             if not program.with_name(program.name.removesuffix("-cache") + "-atime").exists():
                 program.unlink()
-    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 2**30))
+    if loaded is None:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(LIMIT))
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    loaded.config.update("jax_compilation_cache_dir", str(folder))
+    if loaded.config.jax_compilation_cache_max_size == -1:
+        loaded.config.update("jax_compilation_cache_max_size", LIMIT)
+    compilation_cache.reset_cache()  # it may have found before that there was none
 
 
 @contextlib.contextmanager

@@ -99,6 +99,8 @@ def choose(config: Config, arg: str | None, words: Words) -> Config:
     for word in chosen:
         key, _, value = word.partition("=")
         name = f"{key}=" if value else key
+        if name == key and f"{key}=" in table and (key not in table or word != key):
+            raise UserError(f"The word {key!r} wants a value: {key}=VALUE.")
         if name not in table:
             raise UserError(f"The config has no experiment {word!r}{nearest(word, table)}.")
         if value:
@@ -176,7 +178,6 @@ def coco2014(config: Config) -> None:
     config.vectors = "glove"
 
 
-# positives of an image, as the single-positive papers have it
 def nuswide(config: Config) -> None:
     """NUS-WIDE, 81 concepts, by the list of ASL's authors, which Query2Label and MulCon name; ML-GCN's is not known."""
     config.data = {"name": "nuswide", "root": None, "variant": "asl"}
@@ -191,6 +192,7 @@ def visual_genome(config: Config, size: int) -> None:
     config.vectors = "glove"
 
 
+# positives of an image, as the single-positive papers have it
 EXPECTED = {"voc2012": 1.5, "coco2014": 2.9, "nuswide": 1.9}
 
 
@@ -224,12 +226,13 @@ def linear(config: Config) -> None:
 def linear_init(config: Config, lr: float = 1e-3, batch_size: int = 16) -> None:
     """Linear first, then all of the network from the best of it; the stages of the single-positive code.
 
-    `lr` and `batch_size` are those of the linear stage, by default what the authors chose for ROLE.
+    `lr` and `batch_size` are those of the linear stage, by default what the authors chose for ROLE; the second stage
+    has those of `config.optim`, the ones that the authors search.
     """
     views = (str(config.input.size),)
     cache, none = {"train_views": views, "eval_views": views}, {"train_views": (), "eval_views": ()}
     first = {"backbone": {"frozen": "all"}, "cache": cache, "optim": {"lr": lr, "epochs": 25, "batch_size": batch_size}}
-    config.stages = (first, {"backbone": {"frozen": ""}, "cache": none, "optim": dict(config.optim), "start": "best"})
+    config.stages = (first, {"backbone": {"frozen": ""}, "cache": none, "start": "best"})
 
 
 def partial(config: Config, name: str) -> None:

@@ -1,11 +1,22 @@
 """Errors that a user can cause: one sentence that says what is wrong, where, and what to do."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Printed as one line, without a traceback, by every command of mljax."""
+
+
+class Full(UserError):
+    """The memory does not hold what a stage of a training wants: `what` names its batch, `stage` counts from 1."""
+
+    def __init__(self, batch: int, size: int, stage: int, count: int):
+        of = f" of stage {stage}" if count > 1 else ""
+        self.what = f"A batch of {batch} at {size} pixels{of} does not fit the memory"
+        self.stage = stage
+        super().__init__(f"{self.what}; lower config.optim.batch_size.")
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -25,3 +36,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
         return ""
     shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
     return f" (there is: {shown})"
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device or of the machine is full."""
+    told = re.search("resource_exhausted|out.of.memory|failed to allocate", str(error), flags=re.I)
+    return isinstance(error, MemoryError) or told is not None

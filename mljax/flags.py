@@ -10,6 +10,7 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,6 +91,12 @@ def override(config: Config, key: str, text: str) -> None:
     free = "name" in section or ".".join(path) in ("optim", "input.train", "input.eval")
     if last not in section and not (free and last):
         raise UserError(f"--config.{key}: there is no key {last!r}{nearest(last, section.keys())}.")
+    stages = config.get("stages")
+    if stages and isinstance(stages, tuple) and all(_says(stage, config, key.split(".")) for stage in stages):
+        raise UserError(
+            f"--config.{key}={text} has no effect: every stage of this config says its own {key}; give --config.stages"
+            " as a whole, or change it in the config file."
+        )
     old = section.get(last)
     if old is None and last in section and section.get_type(last) is str:
         old = ""  # a text that is not set yet
@@ -108,6 +115,19 @@ def override(config: Config, key: str, text: str) -> None:
     except (TypeError, ValueError):
         wanted = section.get_type(last).__name__
         raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
+
+
+def _says(partial: Any, section: Any, path: list[str]) -> bool:
+    """Whether what a stage changes of a section leaves nothing of the section's value at a path."""
+    key, *rest = path
+    if not isinstance(partial, Mapping | ConfigDict) or key not in partial:
+        return False
+    own, base = partial[key], section.get(key)
+    if not rest or not isinstance(own, Mapping | ConfigDict) or not isinstance(base, ConfigDict):
+        return not isinstance(own, Mapping | ConfigDict)
+    if own.get("name", base.get("name")) != base.get("name"):
+        return True  # another thing stands in its place
+    return _says(own, base, rest)
 
 
 def _default(where: str, name: Any, key: str) -> Any:
@@ -184,6 +204,21 @@ def parse(argv: list[str]) -> dict[str, Any]:
     return found
 
 
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The other arguments, and the settings written --config.KEY=VALUE; names first, others depend on them."""
+    words, rest, found = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, flags=re.S)
+        if not match:
+            rest.append(word)
+        elif match[2] is None and (not words or words[0].startswith("--")):
+            raise UserError(f"The flag {word} needs a value: {word}=...")
+        else:
+            found.append((match[1], words.pop(0) if match[2] is None else match[2]))
+    return rest, sorted(found, key=lambda item: not item[0].endswith(".name"))
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are one sentence, with the nearest flag; no flag may be shortened."""
 
@@ -202,18 +237,9 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def parse_overrides(self, argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
-        """The arguments, and the settings written --config.KEY=VALUE among them; names first, others depend on them."""
-        words, rest, found = list(sys.argv[1:] if argv is None else argv), [], []
-        while words:
-            word = words.pop(0)
-            match = re.fullmatch(r"--?config\.([^=]+)(?:=(.*))?", word, flags=re.S)
-            if not match:
-                rest.append(word)
-            elif match[2] is None and (not words or words[0].startswith("--")):
-                raise UserError(f"The flag {word} needs a value: {word}=...")
-            else:
-                found.append((match[1], words.pop(0) if match[2] is None else match[2]))
-        return self.parse_args(rest), sorted(found, key=lambda item: not item[0].endswith(".name"))
+        """The arguments, and the settings written --config.KEY=VALUE among them."""
+        rest, found = split_overrides(sys.argv[1:] if argv is None else argv)
+        return self.parse_args(rest), found
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')}; see {self.prog} --help.")

@@ -8,12 +8,13 @@ python -m mljax.main --list
 import contextlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mljax.cache import setup_jax
-from mljax.errors import UserError
+from mljax.errors import Full, UserError, exhausted
 from mljax.flags import USAGE, override, parse, read_config
 
 
@@ -40,19 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     except Stop as stop:
         print(f"mljax: {stop}", file=sys.stderr)
         return 130
-    except (MemoryError, RuntimeError) as error:
-        if not exhausted(error):
-            raise
-        raise UserError(
-            f"A batch of {config.optim.batch_size} at {config.input.size} pixels does not fit the memory; the largest"
-            f" that does is found by: python -m mljax.bench --config={flags['config']} --find-batch"
-        ) from None
+    except Full as full:
+        same = [f"--config.{key}={value}" for key, value in flags["overrides"] if key != "optim.batch_size"]
+        stage = [f"--stage={full.stage}"] if len(config.stages) > 1 else []
+        command = shlex.join([f"--config={flags['config']}", *same, *stage, "--find-batch"])
+        raise UserError(f"{full.what}; the largest that does is found by: python -m mljax.bench {command}") from None
     return 0
-
-
-def exhausted(error: BaseException) -> bool:
-    """Whether an error says that the memory of a device or of the machine is full."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def guarded(run: Callable[[], int]) -> int:

@@ -2,6 +2,7 @@
 
 python -m mljax.predict --workdir=runs/cmsg photo.jpg holiday/ [--json] [--overlay=maps/] [--threshold=0.5] [--top=5]
 python -m mljax.predict --workdir=runs/zero_shot photo.jpg --labels=zebra,giraffe
+python -m mljax.predict --workdir=runs/c_tran photo.jpg --known=dog=1,cat=0
 
 import mljax
 run = mljax.load("runs/cmsg")
@@ -90,7 +91,8 @@ class Run:
         told = self._told(known, len(images))
         variables = self.folded if len(images) >= FOLD_FROM else self.variables
         views = self.experiment.eval_views or (self.experiment.eval_transform(),)
-        rng, size = np.random.default_rng(0), min(batch_size, len(images))
+        rng = np.random.default_rng(0)
+        size = min(batch_size, 1 << max(len(images) - 1, 0).bit_length())  # few sizes, since each is compiled
         kept: list[Any] = []
         pixels: list[list[np.ndarray]] = []
         rows: list[int] = []
@@ -301,7 +303,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--vectors", help="where their vectors are: a file with names, or glove; else where the run's are"
     )
+    parser.add_argument("--known", help="labels that are known of all photos, of a C-Tran: dog=1,cat=0")
     args = parser.parse_args(argv)
+    known = None if args.known is None else told(args.known)
     if not 0 <= args.threshold <= 1:
         raise UserError(f"--threshold={args.threshold:g} is no probability; it must be from 0 to 1.")
     if args.top is not None and args.top < 1:
@@ -321,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
 
-    for paths, scores, out in run.stream(chosen, skip):
+    for paths, scores, out in run.stream(chosen, skip, known=[known] * len(chosen) if known else None):
         show(run, paths, scores, args)
         if overlays is not None:
             threshold, maps = least(args), run.maps(out)
@@ -330,6 +334,17 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         print(f"mljax: {len(failed)} of {len(chosen)} photos could not be read", file=sys.stderr)
     return 1 if failed else 0
+
+
+def told(text: str) -> dict[str, int]:
+    """ "dog=1,cat=0" -> {"dog": 1, "cat": 0}."""
+    found = {}
+    for item in text.split(","):
+        name, _, value = item.rpartition("=")
+        if not name.strip() or value.strip() not in ("0", "1"):
+            raise UserError(f"--known={text}: {item!r} is no LABEL=1 (present) or LABEL=0 (absent).")
+        found[name.strip()] = int(value)
+    return found
 
 
 def least(args: argparse.Namespace) -> float:

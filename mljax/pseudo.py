@@ -42,6 +42,12 @@ def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     if args.count < 1 or args.top < 2:
         raise UserError("--count must be at least 1, and --top at least 2 labels.")
     system = subject.run.experiment.system
+    if getattr(system, "cooccurrence", None) is not None:
+        raise UserError(
+            "This run takes the co-occurrence of labels from the data set, the same for every image"
+            " (config.system.cooccurrence='dataset', the word `dataset`); this figure needs a run with"
+            " cooccurrence='image'."
+        )
     if not getattr(system, "_pairs", False):
         raise UserError(
             f"The system {subject.run.experiment.config.system.name!r} of this run learns no co-occurrence of labels in"

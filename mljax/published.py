@@ -192,26 +192,50 @@ def convert(state: State, system: nn.Module, arch: str, variables: Mapping[str, 
 
 
 def read_files(paths: Sequence[Path], published: Published) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint that lies in one file or in several."""
+    """The arrays of a checkpoint that lies in one file or in several, of which a folder may be named.
+
+    Raises:
+      UserError: a file of another name, two of one network, or files of different checkpoints.
+    """
     if not published.files:
         if len(paths) != 1:
             raise UserError(f"This system's checkpoints are one file, and {len(paths)} were given.")
         return weight_files.read(paths[0])
     state: dict[str, np.ndarray] = {}
-    for path in paths:
-        found = re.search(published.files, path.name)
-        if found is None:
-            raise UserError(f"{path} is not named as the files of this system's checkpoints are ({published.files}).")
+    for part, path in _parts(paths, published.files).items():
         for name, value in weight_files.read(path).items():
-            state[f"{found[1]}.{name.removeprefix('module.')}"] = value
+            state[f"{part}.{name.removeprefix('module.')}"] = value
     return state
+
+
+def _parts(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
+    """The network of each file, which all belong to one checkpoint: their names begin alike."""
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if re.search(pattern, p.name)) if path.is_dir() else [path]
+        if not inside:
+            raise UserError(f"The folder {path} holds no file that is named as this system's are ({pattern}).")
+        files += inside
+    parts: dict[str, Path] = {}
+    starts: dict[str, Path] = {}
+    for path in files:
+        found = re.search(pattern, path.name)
+        if found is None:
+            raise UserError(f"{path} is not named as the files of this system's checkpoints are ({pattern}).")
+        if found[1] in parts:
+            raise UserError(f"{parts[found[1]]} and {path} are the same network; give the files of one checkpoint.")
+        parts[found[1]] = starts[path.name[: found.start()]] = path
+        if len(starts) > 1:
+            first, second = starts.values()
+            raise UserError(f"{first} and {second} are of different checkpoints; give the files of one.")
+    return parts
 
 
 def to_run(paths: Sequence[str], config: Any, workdir: Path, classes: Sequence[str] | None = None) -> Path:
     """Write the run directory of a released checkpoint.
 
     Args:
-      paths: its file or files.
+      paths: its file or files, or the folder of these.
       config: the system's, with the data set whose labels it predicts.
       workdir: must not hold a run yet.
       classes: the label names in the checkpoint's order; None: those of the config's data set, which must be here.
@@ -252,9 +276,15 @@ def _meta(config: Any, classes: Sequence[str] | None) -> Any:
     return Meta(name="released", classes=tuple(classes), labels=nothing, observed=nothing, vectors=vectors)
 
 
-def command(files: Sequence[str], config: str, workdir: Path, classes: str | None) -> int:
-    """`python -m mljax.weights convert FILES --config=.. --workdir=.. [--classes=FILE]`."""
-    from mljax.flags import read_config
+def command(
+    files: Sequence[str],
+    config: str,
+    workdir: Path,
+    classes: str | None,
+    overrides: Sequence[tuple[str, str]] = (),
+) -> int:
+    """`python -m mljax.weights convert FILES --config=.. [--config.KEY=..] --workdir=.. [--classes=FILE]`."""
+    from mljax.flags import override, read_config
 
     names = None
     if classes is not None:
@@ -262,6 +292,9 @@ def command(files: Sequence[str], config: str, workdir: Path, classes: str | Non
         if not path.is_file():
             raise UserError(f"There is no file {path} of class names; give a text file with one name a line.")
         names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    to_run(files, read_config(config).unlock(), workdir, names)
+    chosen = read_config(config)
+    for key, value in overrides:
+        override(chosen, key, value)
+    to_run(files, chosen.unlock(), workdir, names)
     print(f"run directory: {workdir}")
     return 0

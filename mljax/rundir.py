@@ -88,6 +88,22 @@ def untouched(workdir: Path) -> bool:
     return not any(p.exists() for p in kept) and not any(workdir.glob("checkpoints/*/[0-9]*"))
 
 
+def check_same(workdir: Path, config: Config) -> None:
+    """Compare a config with that of the run in a directory; keys of `FREE` may differ, newer keys have their defaults.
+
+    Raises:
+      UserError: the directory holds a run of another config; the sentence names what differs.
+    """
+    old, new = completed(read_json(workdir / "config.json")), json.loads(to_json(config))
+    changed = [d for d in differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
+    if changed:
+        more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
+        raise UserError(
+            f"{workdir} holds a run of another config; it differs in {'; '.join(changed[:6])}{more}."
+            " Choose another --workdir, or delete this one."
+        )
+
+
 def open_run(workdir: Path, config: Config) -> None:
     """Make the directory, or check that it belongs to the same config.
 
@@ -98,14 +114,7 @@ def open_run(workdir: Path, config: Config) -> None:
     """
     path = workdir / "config.json"
     if path.is_file() and not untouched(workdir):
-        old, new = completed(read_json(path)), json.loads(to_json(config))
-        changed = [d for d in differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
-        if changed:
-            more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
-            raise UserError(
-                f"{workdir} holds a run of another config; it differs in {'; '.join(changed[:6])}{more}."
-                " Choose another --workdir, or delete this one."
-            )
+        check_same(workdir, config)
         return
     if workdir.is_file():
         raise UserError(f"The workdir {workdir} is a file; choose another --workdir.")
@@ -116,11 +125,11 @@ def open_run(workdir: Path, config: Config) -> None:
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be made ({error.strerror}); choose another --workdir.") from None
     write_text(path, to_json(config))
-    write_text(workdir / "env.json", json.dumps(environment(), indent=2))
+    write_text(workdir / "env.json", json.dumps(environment(config), indent=2))
 
 
-def environment() -> dict[str, Any]:
-    """Versions, devices, command and commit."""
+def environment(config: Config) -> dict[str, Any]:
+    """Versions, devices, command and commit, and who decodes and resizes the images."""
     import jax
 
     found: dict[str, Any] = {"python": sys.version.split()[0], "platform": platform.platform(), "command": sys.argv}
@@ -129,6 +138,7 @@ def environment() -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
+    found["images"] = images(config, simplejpeg=found["simplejpeg"] is not None)
     found["devices"] = [str(d) for d in jax.devices()]
     found["device_kind"] = jax.devices()[0].device_kind
     found["xla_flags"] = os.environ.get("XLA_FLAGS", "")
@@ -139,6 +149,16 @@ def environment() -> dict[str, Any]:
     except (OSError, subprocess.TimeoutExpired):
         found["commit"] = None
     return found
+
+
+def images(config: Config, *, simplejpeg: bool) -> str:
+    """Who decodes and who resizes, in words; see docs/data.md."""
+    who = {"antialias": "OpenCV, Pillow where it shrinks", "fast": "OpenCV", "nearest": "Pillow"}
+    parts = ["JPEG by simplejpeg, all else by Pillow" if simplejpeg else "all by Pillow"]
+    for kind in ("train", "eval"):
+        resize = config.input[kind].get("resize", "bilinear")
+        parts.append(f"{kind} resize {resize!r} by {who.get(resize, 'Pillow')}")
+    return "; ".join(parts)
 
 
 def save_meta(workdir: Path, meta: Meta, preprocessing: dict[str, Any]) -> None:

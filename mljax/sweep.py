@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mljax.check import check
 from mljax.errors import UserError
 from mljax.flags import Parser, override, read_config
-from mljax.rundir import write_text
+from mljax.rundir import check_same, stage_configs, untouched, write_text
+from mljax.types import Config
 
 Variant = tuple[tuple[str, str], ...]
 
@@ -63,7 +65,7 @@ def slug(text: str) -> str:
 
 
 def folder_of(variant: Variant, seed: int) -> str:
-    name = "_".join(f"{key.split('.')[-1]}={value}" for key, value in variant) or "config"
+    name = "_".join(f"{key}={value}" for key, value in variant) or "config"
     return f"{slug(name)}_seed{seed}"
 
 
@@ -109,6 +111,25 @@ def jobs_of(configs: list[str], columns: list[str], chosen: list[Variant], seeds
     return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
 
 
+def settings_of(job: Job, extra: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """What a run is told beside its config: names first, since others depend on them."""
+    return sorted([("seed", str(job.seed)), *extra, *job.variant], key=lambda item: not item[0].endswith(".name"))
+
+
+def config_of(job: Job, extra: list[tuple[str, str]]) -> Config:
+    """The config of a run, as `mljax.main` will have it.
+
+    Raises:
+      UserError: something in it, or in one of its stages, is wrong.
+    """
+    config = read_config(job.config)
+    for key, value in settings_of(job, extra):
+        override(config, key, value)
+    for stage in stage_configs(config):
+        check(stage)
+    return config
+
+
 def run(job: Job, workdir: Path, extra: list[tuple[str, str]], split: str = "") -> tuple[Any, Any]:
     """One run in a process of its own; a finished one is only read.
 
@@ -117,8 +138,8 @@ def run(job: Job, workdir: Path, extra: list[tuple[str, str]], split: str = "") 
     """
     path = workdir / job.folder
     if not (path / "report.json").is_file():
-        settings = [("seed", job.seed), *extra, *job.variant]
-        _call("main", path, f"--config={job.config}", *(f"--config.{key}={value}" for key, value in settings))
+        settings = [f"--config.{key}={value}" for key, value in settings_of(job, extra)]
+        _call("main", path, f"--config={job.config}", *settings)
     own = json.loads((path / "report.json").read_text())
     if not split:
         return own, own
@@ -222,10 +243,10 @@ def main(argv: list[str] | None = None) -> int:
     args, extra = parse(argv)
     columns = columns_of(args.columns)
     jobs = jobs_of(args.config, columns, variants(args.over, args.grid), args.seeds)
-    for job in jobs:  # a wrong key is said before hours of training
-        config = read_config(job.config)
-        for key, value in (*extra, *job.variant):
-            override(config, key, value)
+    for job in jobs:  # what is wrong is said before hours of training
+        config = config_of(job, extra)
+        if not untouched(args.workdir / job.folder):  # a run of other settings is not this one
+            check_same(args.workdir / job.folder, config)
     args.workdir.mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     with ThreadPoolExecutor(args.jobs) as pool:

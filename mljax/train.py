@@ -18,7 +18,7 @@ from mljax.check import check
 from mljax.checkpoint import Checkpoints
 from mljax.data import features, loader
 from mljax.data.files import some
-from mljax.errors import UserError, nearest
+from mljax.errors import Full, UserError, exhausted, nearest
 from mljax.experiment import Experiment
 from mljax.groups import freeze_matching, label_tables, without_label_tables
 from mljax.interrupt import Stop, interruptible
@@ -108,7 +108,12 @@ def fit(config: Config, workdir: str | Path) -> dict[str, Any]:
         if report is not None:
             return report
         for index, stage in enumerate(stages):
-            report = Stage(stage, workdir, index, len(stages), writer).run()
+            try:
+                report = Stage(stage, workdir, index, len(stages), writer).run()
+            except (MemoryError, RuntimeError) as error:
+                if not exhausted(error):
+                    raise
+                raise Full(stage.optim.batch_size, stage.input.size, index + 1, len(stages)) from error
         assert report is not None
         return report
 

@@ -26,6 +26,7 @@ import numpy as np
 from mljax import hub
 from mljax.cache import cache_dir
 from mljax.errors import UserError, nearest
+from mljax.flags import split_overrides
 from mljax.merge import check, merge, nest
 from mljax.recognise import recognise
 from mljax.weight_convert import convert, module_of, modules, other_channels, structure
@@ -234,7 +235,13 @@ def _show(name: str) -> int:
 
 
 def _convert(
-    files: list[str], arch: str | None, prefix: str, config: str | None, workdir: str | None, classes: str | None
+    files: list[str],
+    arch: str | None,
+    prefix: str,
+    config: str | None,
+    workdir: str | None,
+    classes: str | None,
+    overrides: Sequence[tuple[str, str]],
 ) -> int:
     """A backbone's file for mljax, or with --config and --workdir a system's checkpoint as a run directory."""
     if config or workdir:
@@ -242,7 +249,9 @@ def _convert(
 
         if not (config and workdir):
             raise UserError("A system's checkpoint needs both --config and --workdir.")
-        return command(files, config, Path(workdir), classes)
+        return command(files, config, Path(workdir), classes, overrides)
+    if overrides:
+        raise UserError(f"--config.{overrides[0][0]} changes a system's config; name it with --config=FILE.")
     if len(files) != 2:
         raise UserError(f"convert takes FILE and OUT, not {len(files)} files; a system's checkpoint needs --config.")
     file, out = files
@@ -285,9 +294,9 @@ def main(argv: list[str] | None = None) -> int:
     command = commands.add_parser(
         "convert", help="a backbone's file to a .safetensors or .npz, or a system's checkpoint to a run directory"
     )
-    command.add_argument("files", nargs="+", help="FILE OUT for a backbone, or the FILES of a system's checkpoint")
+    command.add_argument("files", nargs="+", help="FILE OUT for a backbone, or a system's FILES or their folder")
     command.add_argument("--arch", help="the backbone; default: what the file seems to be")
-    command.add_argument("--config", help="of the system, e.g. configs/query2label.py:coco2014")
+    command.add_argument("--config", help="of the system, e.g. configs/query2label.py:coco2014, and --config.KEY=VALUE")
     command.add_argument("--workdir", help="the run directory to write for --config")
     command.add_argument("--classes", help="a text file of label names in the checkpoint's order, one a line")
     command.add_argument("--prefix", default="", help="of the names to take")
@@ -295,7 +304,12 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("name")
     command.add_argument("file")
     command.add_argument("--prefix", default="", help="of the names to take")
-    flags = vars(parser.parse_args(argv))
+    words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    flags = vars(parser.parse_args(words))
+    if flags["command"] == "convert":
+        flags["overrides"] = overrides
+    elif overrides:
+        raise UserError(f"--config.{overrides[0][0]} is of the command convert alone.")
     run = {"list": _list, "show": _show, "convert": _convert, "verify": _verify}[flags.pop("command")]
     return run(**flags)
 

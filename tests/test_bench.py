@@ -1,8 +1,11 @@
 """The benchmark's arithmetic: ratios of given timings, FLOPs counted by hand, folding, batches that fit, sentences."""
 
 import json
+import shlex
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import bench, bench_loop, bench_model, bench_scale, fold, main, timing, train
+from mljax import bench, bench_loop, bench_model, bench_scale, evaluate, fold, main, timing, train
 from mljax.backbones import cvt, mobilenet, resnet, small, tresnet
 from mljax.backbones._common import conv
 from mljax.errors import UserError
@@ -218,17 +221,83 @@ def test_find_batch_command(capsys):
     assert 32 <= found < 64 and model.training(found).memory <= limit
 
 
-def test_a_full_memory_ends_training_in_one_sentence(monkeypatch, capsys, tmp_path):
-    def full(*_):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 GiB.\n#1 ..\n")
+FULL = (
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 99 GiB.\n#1 ..\n",
+    "INTERNAL: Failed to allocate 123 bytes for new constant",
+    "CUDA_ERROR_OUT_OF_MEMORY: no more",
+    "Out of memory allocating 5 bytes",
+)
 
-    monkeypatch.setattr(train, "fit", full)
+
+def advised(err):
+    """The last line on stderr, and the words of the command that it tells."""
+    line = err.strip().splitlines()[-1]
+    told, _, command = line.partition("found by: python -m mljax.bench ")
+    return told, shlex.split(command)
+
+
+@pytest.mark.parametrize("text", FULL)
+def test_a_full_memory_ends_training_in_one_sentence(text, monkeypatch, capsys, tmp_path):
+    """Raised from the first step of a run; the command that is told is one that the benchmark understands."""
+
+    def full(*_):
+        raise jax.errors.JaxRuntimeError(text)
+
+    place = train.parallel.compile_step
+    monkeypatch.setattr(train.parallel, "compile_step", lambda *given: (full, *place(*given)[1:]))
     monkeypatch.setattr(main, "setup_jax", lambda: None)
-    argv = ["--config=configs/baseline.py:smoke", f"--workdir={tmp_path / 'run'}", "--config.optim.batch_size=4096"]
+    argv = ["--config=configs/baseline.py:smoke", "--config.optim.batch_size=24", "--config.devices=1"]
+    argv += ["--config.backbone.widths=(4, 4, 4, 4)", "--config.input.size=32"]
+    assert main.guarded(lambda: main.main([*argv, f"--workdir={tmp_path / 'run'}"])) == 2
+    told, words = advised(capsys.readouterr().err)
+    assert "batch of 24 at 32 pixels does not fit" in told
+    assert words == [w for w in argv if "batch_size" not in w] + ["--find-batch"]
+    found = bench.configured(*reversed(bench.arguments(words)))
+    assert found.backbone.widths == (4, 4, 4, 4) and found.optim.batch_size == 16
+
+
+def test_a_full_memory_names_the_stage(monkeypatch, capsys, tmp_path):
+    def run(stage):
+        if stage.index:
+            raise MemoryError
+        return {}
+
+    monkeypatch.setattr(train.Stage, "run", run)
+    monkeypatch.setattr(main, "setup_jax", lambda: None)
+    argv = ["--config=configs/mulcon.py:coco2014,smoke", f"--workdir={tmp_path / 'run'}"]
     assert main.guarded(lambda: main.main(argv)) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "batch of 4096 at 64 pixels does not fit" in line and "python -m mljax.bench" in line
-    assert "--find-batch" in line and "configs/baseline.py:smoke" in line
+    told, words = advised(capsys.readouterr().err)
+    assert "batch of 16 at 64 pixels of stage 2 does not fit" in told and "--stage=2" in words
+    whole = "--config=configs/mulcon.py:coco2014"
+    for stage, (batch, name) in enumerate(((32, "adamw"), (24, "sgd")), 1):
+        found = bench.configured([whole], bench.arguments([f"--stage={stage}"])[0])
+        assert (found.optim.batch_size, found.optim.name) == (batch, name)
+    with pytest.raises(UserError, match="--stage=3: configs/mulcon.py:coco2014 has 2"):
+        bench.main([whole, "--stage=3"])
+
+
+@pytest.mark.parametrize("parallel, devices", [("jit", 1), ("jit", 2), ("pmap", 2)])
+def test_the_step_writes_its_state_over_the_old_one(parallel, devices):
+    """Donated: results lie where the arguments did, so that the state is held once.
+
+    All of its arrays; of its numbers the learning rate is only written, so that it is no argument of the program.
+    """
+    model = bench_model.Model(tiny(devices=devices, parallel=parallel, ema=0.9))
+    state = jax.eval_shape(model.state_of, model.variables)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim)
+    stats = model.training(4).call.memory_analysis()
+    assert stats.alias_size_in_bytes >= size > 4 * sum(x.size for x in jax.tree.leaves(state.params))
+
+
+def test_an_evaluation_compiles_once():
+    """Splits of any size are batches of one shape: the second and the third compile nothing."""
+    config = tiny()
+    model = bench_model.Model(config)
+    scorer, variables = evaluate.Scorer(model.run, model.devices), model.initial()
+    for rows in (5, 17, 64):
+        scores = scorer.scores(variables, bench_loop.source(model.run.meta, rows, "split"), None, config)
+        assert scores.shape == (rows, model.run.meta.num_labels)
+        assert scorer._scores._cache_size() == 1
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -280,6 +349,31 @@ def test_scale_writes_json_and_plot(capsys, tmp_path):
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_value_that_cannot_be_measured_is_a_row(monkeypatch, capsys, tmp_path):
+    """The table is written after each value; the plot and the exponent are of the others."""
+    file, seen = tmp_path / "batch.json", []
+
+    def run(command, **_):
+        batch = int(next(w for w in command if w.startswith("--batch=")).removeprefix("--batch="))
+        seen.append(len(json.loads(file.read_text())["rows"]) if file.exists() else 0)
+        if batch == 4:
+            return SimpleNamespace(returncode=2, stderr="Traceback\nmljax: The memory is full; lower it.\n")
+        figures = {"seconds": 2.0 * batch, "peak_bytes": 1, "program_bytes": 1, "images_per_s": 0.5}
+        found = next(w for w in command if w.startswith("--json=")).removeprefix("--json=")
+        Path(found).write_text(json.dumps({"train": figures, "infer": figures}))
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(bench_scale.subprocess, "run", run)
+    flags = ["--config=configs/baseline.py:smoke", "--scale=batch", f"--out={tmp_path}"]
+    assert bench.main([*flags, "--values=1,2,4"]) == 0
+    found = json.loads(file.read_text())
+    assert found["rows"][2] == {"batch": 4, "error": "The memory is full; lower it."}
+    assert seen == [0, 1, 2] and found["exponent"] == pytest.approx(1.0)
+    assert "error The memory is full" in capsys.readouterr().out and (tmp_path / "batch.png").exists()
+    with pytest.raises(UserError, match="No value of --scale=batch could be measured; at 4: The memory is full"):
+        bench.main([*flags, "--values=4"])
+
+
 @pytest.mark.parametrize("flags, sentence", [
     ((), "--config is missing"),
     (("--config=configs/baseline.py:smoke", "--bach=3"), "did you mean '--batch'"),
@@ -288,6 +382,9 @@ def test_scale_writes_json_and_plot(capsys, tmp_path):
     (("--config=configs/baseline.py:smoke", "--scale=label"), "did you mean 'labels'"),
     (("--config=configs/baseline.py:smoke", "--scale=batch", "--values=1,x"), "no list of whole numbers"),
     (("--config=configs/baseline.py:smoke", "--against=jax"), "invalid choice"),
+    (("--config=x", "--profile=p", "--find-batch"), "and --find-batch measures neither"),
+    (("--config=x", "--profile=p", "--scale=labels"), "and --scale=labels measures neither"),
+    (("--config=x", "--profile=p", "--only=loop,compile"), "and --only=loop,compile measures neither"),
 ])  # fmt: skip
 def test_wrong_flags(flags, sentence):
     with pytest.raises(UserError, match=sentence):

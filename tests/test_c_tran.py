@@ -321,6 +321,38 @@ def test_prediction_with_labels_known(run, tmp_path):
     np.testing.assert_allclose(ahead, plain, atol=1e-6)
 
 
+def test_the_command_predicts_with_labels_known(run, tmp_path, capsys):
+    loaded, images = predict.load(run), pictures(2)
+    paths = [str(tmp_path / f"{i}.png") for i in range(2)]
+    for path, image in zip(paths, images):
+        image.save(path)
+    first, second = loaded.classes[:2]
+    base = [*paths, f"--workdir={run}", "--json", "--threshold=0"]
+    assert predict.main([*base, f"--known={first}=1, {second}=0"]) == 0
+    found = [json.loads(line)["labels"] for line in capsys.readouterr().out.splitlines()]
+    wanted = loaded.scores(images, known=[{first: 1, second: 0}] * 2)
+    for labels, row in zip(found, wanted, strict=True):
+        np.testing.assert_allclose([labels[name] for name in loaded.classes], row, atol=1e-4)
+    for text, sentence in (
+        (first, f"'{first}' is no LABEL=1 .present. or LABEL=0"),
+        (f"{first}=1,{second}=2", f"'{second}=2' is no LABEL=1"),
+        ("", "'' is no LABEL=1"),
+        (f"{first}x=1", f"names '{first}x', which is no label of this run .did you mean '{first}'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            predict.main([*base, f"--known={text}"])
+
+
+def test_few_sizes_are_compiled(run):
+    """Three, four and two images run in programs of four and two; padding changes no score."""
+    loaded, images = predict.load(run), pictures(4)
+    four = loaded.scores(images)
+    np.testing.assert_allclose(loaded.scores(images[:3]), four[:3], atol=1e-6)
+    assert loaded._apply._cache_size() == 1
+    np.testing.assert_allclose(loaded.scores(images[:2]), four[:2], atol=1e-6)
+    assert loaded._apply._cache_size() == 2
+
+
 def test_what_a_user_can_get_wrong(run, tmp_path):
     loaded, images = predict.load(run), pictures(2)
     name = loaded.classes[0]

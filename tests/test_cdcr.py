@@ -67,6 +67,22 @@ def test_a_candidate_that_is_not_believed_has_no_loss():
         np.testing.assert_allclose(terms["left_out"], (1 - kept[[4, 0, 7]]).sum() / 3, rtol=1e-6)
 
 
+def test_difficulty_on_the_papers_data_ends_after_twenty_epochs():
+    """systems.md 9.2; the plain form after forty."""
+    epochs = {
+        words: [stage["optim"]["epochs"] for stage in toy.config("cdcr", words).stages]
+        for words in ("coco2014", "coco2014,difficulty", "difficulty,voc2007", "voc_resplit,difficulty")
+    }
+    assert epochs == {
+        "coco2014": [15, 25],
+        "coco2014,difficulty": [15, 5],
+        "difficulty,voc2007": [15, 5],
+        "voc_resplit,difficulty": [20, 10],
+    }
+    stages = toy.config("cdcr", "coco2014,difficulty").stages
+    assert [stage["optim"]["schedule_epochs"] for stage in stages] == [80, 80]
+
+
 def test_no_scoring_before_its_start():
     module = built(start=3, view="96:flip")
     asked = []

@@ -118,6 +118,12 @@ def test_wrong_config_files_words_keys_and_values():
         toy.assembled(found)
 
 
+@pytest.mark.parametrize("word", ["threshold=", "known"])
+def test_a_word_without_its_value(word):
+    with pytest.raises(UserError, match=f"The word '{word.rstrip('=')}' wants a value: {word.rstrip('=')}=VALUE"):
+        read_config(f"configs/sst.py:{word}")
+
+
 def test_names_are_found_by_import():
     assert {"cmsg", "baseline"} <= set(names("systems"))
     assert {"scenes", "voc", "csv", "folders"} <= set(names("data"))

@@ -9,11 +9,14 @@ import pytest
 from PIL import Image
 
 from mljax import main as command_line
+from mljax import rundir
 from mljax.data import __main__ as data
 from mljax.data import _known, facts, labels, show, stats, transforms
 from mljax.data.packed import packed
-from mljax.data.source import Source
+from mljax.data.picture import _simplejpeg
+from mljax.data.source import Source, load
 from mljax.errors import UserError
+from mljax.flags import read_config
 
 SCENES = "configs/baseline.py:smoke"
 NEVER = ["--config.data.train_images=30", "--config.data.test_images=12"]
@@ -111,6 +114,42 @@ def test_overlap_by_name_and_by_content():
     assert stats.overlap(*halves) is None and "share 2" in stats.overlap(halves[0], one)
 
 
+def test_content_is_compared_against_one_set(monkeypatch):
+    """Not a set made anew for each image: twice 80,000 images of COCO would take hours."""
+
+    class Counted(list):
+        walks = 0
+
+        def __iter__(self):
+            Counted.walks += 1
+            return super().__iter__()
+
+    one, other = (split(name, np.ones((4, 2), np.uint8), "ab") for name in ("x", "y"))
+    monkeypatch.setattr(stats, "_digests", lambda source: Counted([b"1", b"2", b"3", source.name.encode()]))
+    assert "share 3 images" in stats.overlap(one, other, content=True) and Counted.walks == 2
+
+
+def test_the_page_marks_what_training_does_not_see(tmp_path, monkeypatch, capsys):
+    """Of configs/sst.py half of all labels is known, by HCP-MLR-PL's draw: here drawn once more."""
+    pages = []
+
+    def page(source, transform, **settings):
+        pages.append(source)
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(show, "page", page)
+    for extra in ((), ("--split=test",)):
+        code, _, err = run(capsys, "show", "configs/sst.py:smoke", *NEVER, f"--out={tmp_path}/a.png", *extra)
+        assert code == 0, err
+    train, test = pages
+    full = load({"name": "scenes", "train_images": 30, "test_images": 12, "size": 64}, "train")
+    known = np.random.RandomState(0).random_sample(full.labels.shape) < 0.5
+    for row in range(30):
+        told = [name if known[row, c] else f"({name})" for c, name in enumerate(full.classes) if full.labels[row, c]]
+        assert show.labels_of(train, row) == (told or ["(no label)"])
+    assert "(" in "".join(show.labels_of(train, 0) + show.labels_of(train, 1)) and test.observed.all()
+
+
 def run(capsys, *argv) -> tuple[int, str, str]:
     capsys.readouterr()
     status = command_line.guarded(lambda: data.main(list(map(str, argv))))
@@ -188,7 +227,17 @@ def test_wrong_words(capsys, tmp_path):
         assert status == 2 and re.search(message, err), (argv, err)
 
 
-def test_cooccurrence_is_kept_under_the_fingerprint(monkeypatch):
+def test_a_run_directory_says_who_decodes_and_resizes(tmp_path):
+    config = read_config(SCENES).unlock()
+    config.input.train["resize"] = "antialias"
+    rundir.open_run(tmp_path / "run", config)
+    said = json.loads((tmp_path / "run" / "env.json").read_text())["images"]
+    resizes = "train resize 'antialias' by OpenCV, Pillow where it shrinks; eval resize 'bilinear' by Pillow"
+    assert said.endswith(resizes) and said == rundir.images(config, simplejpeg=_simplejpeg() is not None)
+    assert rundir.images(config, simplejpeg=False) == f"all by Pillow; {resizes}"
+
+
+def test_cooccurrence_is_kept_under_the_fingerprint(monkeypatch, tmp_path):
     table = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]], np.uint8)
     source = split("x", table, "abc")
     found = facts.cooccurrence(source)
@@ -205,20 +254,7 @@ def test_cooccurrence_is_kept_under_the_fingerprint(monkeypatch):
     assert calls and thinned.counts[0, 1] == 1
     facts.cooccurrence(dataclasses.replace(source, fingerprint="y"))
     assert len(calls) == 2
-
-
-def test_label_vectors_are_kept(tmp_path, monkeypatch):
-    path = tmp_path / "v.npz"
-    np.savez(path, names=np.array(["a", "b"]), vectors=np.eye(2, 3, dtype=np.float32))
-    source = split("x", np.ones((1, 2), np.uint8), "ba")
-    assert facts.vectors(source, file=str(path)).tolist() == [[0, 1, 0], [1, 0, 0]]
-    monkeypatch.setattr(labels, "load_vectors", None)  # not called again
-    assert facts.vectors(source, file=str(path)).tolist() == [[0, 1, 0], [1, 0, 0]]
-    monkeypatch.undo()
-    monkeypatch.setenv("MLJAX_CACHE", str(tmp_path / "cache"))
-    np.savez(path, names=np.array(["a", "b"]), vectors=2 * np.eye(2, 4, dtype=np.float32))
-    assert facts.vectors(source, file=str(path)).tolist() == [[0, 2, 0, 0], [2, 0, 0, 0]]
-    for damaged in (tmp_path / "cache" / "vectors").glob("*.npz"):
+    for damaged in (tmp_path / "cache" / "cooccurrence").glob("*.npz"):
         damaged.write_bytes(b"")
-    assert facts.vectors(source, file=str(path)).shape == (2, 4)
-    assert json.dumps(facts.vectors(source, file=str(path)).tolist())
+    np.testing.assert_array_equal(facts.cooccurrence(source).counts, found.counts)
+    assert len(calls) == 3

@@ -121,6 +121,13 @@ def test_every_golden_loss_is_tested(golden):
     }
 
 
+def test_pairs_of_the_labels_of_coco():
+    """By hand: 80 * 79 / 2 pairs, row by row of the upper triangle."""
+    places = {(int(i), int(j)): n for n, (i, j) in enumerate(weak_labels.pair_index(80).T)}
+    assert len(places) == 3160
+    assert places[0, 1] == 0 and places[0, 79] == 78 and places[1, 2] == 79
+
+
 FIXTURE_X = jnp.asarray([[2.0, -1.0, 0.5], [-3.0, 0.0, 1.5]])
 FIXTURE_Y = jnp.asarray([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
 

@@ -142,6 +142,20 @@ def test_files_of_the_networks_become_one_state(released, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
     with pytest.raises(UserError, match="is not named as the files"):
         published.read_files([tmp_path / "epoch_15.pth"], PUBLISHED)
+    files = sorted(tmp_path.iterdir())
+    (tmp_path / "notes.txt").write_text("not a network")
+    assert set(published.read_files([tmp_path], PUBLISHED)) == set(found)  # the folder stands for its files
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="other holds no file"):
+        published.read_files([tmp_path / "other"], PUBLISHED)
+    for name, sentence in (
+        ("ema_epoch_15_net_A.pth", "are the same network"),
+        ("epoch_15_net_C_9.pth", "of different"),
+    ):
+        more = tmp_path / "other" / name
+        torch_zip(more, {})
+        with pytest.raises(UserError, match=f"_net_.*pth and .*other/{name} are {sentence.removeprefix('are ')}"):
+            published.read_files([*files, more], PUBLISHED)
 
 
 # --- plain numpy ----------------------------------------------------------------------------------------------------
@@ -398,6 +412,14 @@ def test_every_view_keeps_images_and_labels_together():
     images = np.arange(6 * 2 * 4 * 4 * 3).reshape(6, 2, 4, 4, 3)
     np.testing.assert_array_equal(every_view({**data, "views": images})["image"][3], images[1, 1])
     assert "endpoints" not in every_view({**data, "views": images})
+
+
+@pytest.mark.parametrize("word, epochs", [("bce", 25), ("backbone", 25), ("scratch", 25), ("image_level", 15)])
+def test_one_step_alone_trains_its_whole_schedule(word, epochs):
+    for data in ("coco2014", "nuswide"):
+        found = read_config(f"configs/mulcon.py:{data},{word}")
+        assert found.optim.epochs == epochs and found.optim.schedule_epochs == 25
+    assert read_config(f"configs/mulcon.py:voc_resplit,{word}").optim.epochs == 8
 
 
 def test_one_view_is_an_error_that_says_what_to_do():

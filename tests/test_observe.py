@@ -35,6 +35,28 @@ def source(n=60, l=7, seed=0, ids=None, **changes):
 # --- known proportion ---------------------------------------------------------------------------------------------
 
 
+def test_baselines_on_the_resplit_see_what_sst_sees():
+    """One draw for all rows of a table."""
+    seen = [
+        toy.config(name, "voc_resplit,known=0.3").observe.to_dict()
+        for name in ("sst", "sarb", "ssgrl", "ml_gcn", "partial_bce", "curriculum")
+    ]
+    assert seen == [{"name": "known", "proportion": 0.3, "mode": "hcp"}] * 6
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"name": "known", "proportion": 1.5}, "config.observe.proportion is 1.5; it is a number from 0 to 1"),
+        ({"name": "candidates", "rate": -0.1}, "config.observe.rate is -0.1; it is a number from 0 to 1"),
+        ({"name": "single_positive", "bias": "siez"}, "config.observe.bias is 'siez' .did you mean 'size'"),
+    ],
+)
+def test_ranges_are_checked_before_any_data_are_read(section, said):
+    with pytest.raises(UserError, match=said):
+        observe.check(section)
+
+
 def test_hcp_stream():
     """systems.md 6.3 and 12: the global generator seeded with 0, row-major."""
     first = [0.5488, 0.7152, 0.6028, 0.5449, 0.4237, 0.6459, 0.4376, 0.8918, 0.9637, 0.3834]

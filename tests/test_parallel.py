@@ -9,14 +9,44 @@ from mljax import parallel
 from mljax.errors import UserError
 
 
+def drawn(name, low, high=None):
+    """A memory whose entry is drawn anew: integers, or normal numbers where nothing is given."""
+
+    def changed(memory):
+        old, rng = memory[name], np.random.default_rng(0)
+        new = rng.normal(size=old.shape) if high is None else rng.integers(low, high, old.shape)
+        return {**memory, name: jax.numpy.asarray(new, old.dtype)}
+
+    return changed
+
+
+# What begins after some epochs, or after the first refresh, here from the first step on: settings, memory, and terms
+# that are above 0 then.
+BEGUN = {
+    "sst": (
+        {"start": 0, "first": 0.1, "last": 0.1, "memory": 4},
+        None,
+        ("ist_found", "cst_found", "ist_bce", "cst_bce"),
+    ),
+    "sarb": ({"start": 0}, drawn("prototypes", None), ("instance", "prototype")),
+    "cdcr": ({"start": 0}, drawn("weights", 0, 2), ("left_out",)),
+    "curriculum": ({}, drawn("labels", -1, 2), ("labels_made",)),
+}
+
+
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
     found = toy.without_dropout(toy.config(name, ema=0.9))
     found.optim.name, found.optim.schedule, found.optim.lr = "sgd", "constant", 0.05  # Adam would hide a scale
-    one, losses = toy.steps(found, 1)
+    settings, memory, reached = BEGUN.get(name, ({}, None, ()))
+    found.system.update(settings)
+    terms = []
+    one, losses = toy.steps(found, 1, memory=memory, terms=terms)
+    for term in reached:
+        assert terms[-1][term] > 0, term
     for kind in ("jit", "pmap"):
         found.parallel = kind
-        two, other = toy.steps(found, 2)
+        two, other = toy.steps(found, 2, memory=memory)
         np.testing.assert_allclose(other, losses, rtol=1e-4)
         for part in ("params", "variables", "ema"):
             expected, got = toy.flat(getattr(one, part)), toy.flat(getattr(two, part))

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import http.client
 import http.server
 import io
 import tarfile
@@ -109,6 +110,15 @@ def test_a_server_that_ends_early_keeps_what_came(archive, tmp_path):
     Server.content = whole
     prepare("tiny", tmp_path / "data")
     assert there(tmp_path / "data") == CONTENT
+
+
+def test_an_answer_that_is_no_http_is_one_sentence(archive, tmp_path, monkeypatch):
+    def urlopen(*args, **kwargs):
+        raise http.client.BadStatusLine("what?")
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    with pytest.raises(UserError, match=r"cannot be downloaded \(what\?\), 0 of 0 MB are there: run the command again"):
+        prepare("tiny", tmp_path / "data")
 
 
 def test_an_archive_put_there_by_hand_is_used(archive, tmp_path):

@@ -90,6 +90,16 @@ def test_a_released_checkpoint_predicts(files, tmp_path, capsys):
     np.testing.assert_allclose(many, np.repeat(1 / (1 + np.exp(-expected)), FOLD_FROM, axis=0), atol=1e-5)
 
 
+def test_settings_of_the_command_line(files, tmp_path):
+    folder, _ = files
+    command(folder, tmp_path / "run", "--config.system.lam=0.7")
+    assert mljax.load(tmp_path / "run").experiment.config.system.lam == 0.7
+    with pytest.raises(UserError, match="name it with --config=FILE"):
+        weights.main(["convert", "a.pth", "b.npz", "--config.system.lam=0.7"])
+    with pytest.raises(UserError, match="of the command convert alone"):
+        weights.main(["list", "--config.system.lam=0.7"])
+
+
 def test_the_trunk_is_the_files(files, tmp_path):
     folder, state = files
     command(folder, tmp_path / "run")

@@ -9,7 +9,7 @@ import pytest
 
 import toy
 from conftest import golden_file
-from mljax import experiment, groups, optim, parallel, train
+from mljax import experiment, groups, optim, parallel, rundir, train
 from mljax.check import check
 from mljax.checkpoint import Checkpoints
 from mljax.criterion import criterion
@@ -225,7 +225,7 @@ def test_any_system_inside_keeps_its_paths_and_its_scores():
 def test_linear_then_end_to_end_carries_the_table_over(tmp_path):
     found = toy.config("role", "linear_init,smoke")
     first, second = (dict(stage) for stage in found.stages)
-    first["optim"], second["optim"] = ({**dict(stage["optim"]), "epochs": 1} for stage in (first, second))
+    first["optim"], second["optim"] = ({**stage.get("optim", {}), "epochs": 1} for stage in (first, second))
     second["optim"]["groups"] = (("label_table$", {"lr": 0.0}),)  # so that it ends as it began
     found.stages = (first, second)
     train.fit(found, tmp_path / "run")
@@ -241,6 +241,31 @@ def test_linear_then_end_to_end_carries_the_table_over(tmp_path):
     trained = np.abs(tables[0] - np.asarray(start["label_table"]))
     assert trained.max() > 1e-3
     np.testing.assert_array_equal(tables[1], tables[0])  # what the first stage estimated is where the second began
+
+
+def test_the_authors_grid_reaches_the_stage_that_they_search():
+    """Their linear stage has one rate and batch; what is searched is those of the whole network."""
+    for name, first in (("role", (1e-3, 16)), ("single_positive", (1e-3, 16))):
+        found = toy.config(name, "voc2012,linear_init").lock()
+        override(found, "optim.lr", "1e-4")
+        override(found, "optim.batch_size", "12")
+        one, two = rundir.stage_configs(found)
+        assert (one.optim.lr, one.optim.batch_size, one.optim.epochs) == (*first, 25)
+        assert (two.optim.lr, two.optim.batch_size, two.optim.epochs) == (1e-4, 12, 10)
+
+
+def test_an_override_that_every_stage_overrides_is_said():
+    found = toy.config("role", "voc2012,linear_init").lock()
+    with pytest.raises(UserError, match="backbone.frozen=stem has no effect: every stage of this config says its own"):
+        override(found, "backbone.frozen", "stem")
+    found = toy.config("cdcr", "smoke").lock()
+    with pytest.raises(UserError, match="optim.epochs=3 has no effect"):
+        override(found, "optim.epochs", "3")
+    override(found, "optim.lr", "0.5")  # of no stage's own
+    override(found, "system.net.pooling", "max")
+    found = toy.config("mulcon", "voc2007").lock()
+    override(found, "optim.lr", "0.5")  # of the first step
+    assert [stage.optim.lr for stage in rundir.stage_configs(found)] == [0.5, 1e-2]
 
 
 def test_what_a_user_can_get_wrong():

@@ -136,6 +136,31 @@ def test_channels_that_the_file_has_not_are_said(golden, tmp_path):
     assert "reduce" not in same["params"]["decoupling"]
 
 
+def test_a_graph_that_nobody_has_is_asked_for(golden, tmp_path):
+    """Class names alone give no graph: SSGRL's files need one beside them, HCP-MLR-PL's bring their own."""
+    nothing = meta(golden["in/word_features"], np.zeros((0, L), np.uint8))
+    facts = {"meta": nothing, "hidden": 16, "pool": 1}
+    state = part(golden, "w/")
+    with pytest.raises(UserError, match=r"holds no label graph; give --config\.system\.graph=FILE\.npy, or leave out"):
+        published.convert_head(state, build(**facts))
+    for settings, graph in (({"graph": "none"}, np.eye(L)), ({"steps": 0}, None)):
+        found = published.convert_head(state, build(**facts, **settings))["constants"]["adjacency"]
+        assert graph is None or (found == graph).all()
+    d = golden["in/feature_map"].shape[1]
+    own = published.convert_head(hcp_names(golden, 9), build(**facts, channels=d, reset_gate="fixed"))
+    np.testing.assert_array_equal(own["constants"]["adjacency"], golden["in/adjacency"])
+
+
+def test_a_graph_without_edges_is_told(caplog):
+    single = np.eye(L, dtype=np.uint8)
+    with caplog.at_level("WARNING", "mljax"):
+        np.testing.assert_array_equal(_semantic.graph(meta(labels=single)), np.eye(L))
+        assert _semantic.graph(meta()).sum() > L
+    assert [r.getMessage() for r in caplog.records] == [
+        "toy has no image with two known labels: the label graph has no edges."
+    ]
+
+
 def test_checkpoints_of_other_networks_are_refused(golden):
     state = part(golden, "w/")
     with pytest.raises(UserError, match=r"no place for 'other\.weight'"):

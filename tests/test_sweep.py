@@ -6,6 +6,7 @@ import pytest
 
 from mljax import sweep
 from mljax.errors import UserError
+from mljax.rundir import to_json
 
 
 def test_one_setting_at_a_time_beside_the_config_itself():
@@ -41,6 +42,58 @@ def test_wrong_words_are_said_before_anything_runs(tmp_path):
         sweep.main([*options, "--seeds=0;1"])
     with pytest.raises(UserError, match="--jobs is 0"):
         sweep.main([*options, "--jobs=0"])
+    assert not list(tmp_path.iterdir())
+
+
+def finished(tmp_path, argv):
+    """The folder of a sweep's only run as a finished run leaves it: its config, and a report of mAP 50."""
+    args, extra = sweep.parse(argv)
+    (job,) = sweep.jobs_of(args.config, [], sweep.variants(args.over, args.grid), args.seeds)
+    path = tmp_path / job.folder
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(to_json(sweep.config_of(job, extra)))
+    metrics = {"mAP": 50.0, "CF1": 40.0, "OF1": 30.0}
+    (path / "report.json").write_text(json.dumps({"metrics": metrics, "definition": "raw"}))
+    return path
+
+
+def test_a_finished_run_of_other_settings_is_not_read_as_this_one(tmp_path, capsys):
+    options = ["--config=configs/baseline.py:smoke", f"--workdir={tmp_path}"]
+    path = finished(tmp_path, [*options, "--config.optim.epochs=1"])
+    sweep.main([*options, "--config.optim.epochs=1"])
+    assert "| as configured | 1 | 50.00 | 40.00 | 30.00 |" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"another config; it differs in optim.epochs: 1 -> 2\. Choose another --workdir"
+    ):
+        sweep.main(options)
+    (path / "config.json").unlink()
+    with pytest.raises(UserError, match="holds no config.json"):
+        sweep.main(options)
+
+
+def test_a_finished_run_from_before_a_key_was_there_is_read(tmp_path, capsys):
+    options = ["--config=configs/baseline.py:smoke", f"--workdir={tmp_path}"]
+    path = finished(tmp_path, options) / "config.json"
+    config = json.loads(path.read_text())
+    del config["unseen"], config["weights"]["mean"], config["eval"]["scored_in"]
+    config["log_every"] = 7  # changes nothing that is computed
+    path.write_text(json.dumps(config))
+    sweep.main(options)
+    assert "50.00" in capsys.readouterr().out
+
+
+def test_keys_of_the_same_last_part_have_folders_of_their_own():
+    folders = [sweep.folder_of(((key, "8"),), 0) for key in ("system.width", "backbone.width")]
+    assert folders == ["system.width=8_seed0", "backbone.width=8_seed0"]
+
+
+def test_every_run_is_checked_before_the_first_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_call", lambda *args: pytest.fail("a run began"))
+    options = ["--config=configs/baseline.py:smoke", f"--workdir={tmp_path}"]
+    with pytest.raises(UserError, match="config.optim.epochs is 0; it must be at least 1"):
+        sweep.main([*options, "--over", "optim.epochs=1,0"])
+    with pytest.raises(UserError, match="has no setting 'poling'"):
+        sweep.main([*options, "--over", "system.poling=max"])
     assert not list(tmp_path.iterdir())
 
 
@@ -123,7 +176,7 @@ def test_runs_resume_and_are_summed_up(tmp_path, capsys):
     sweep.main([*options, "--over", "system.sga_layers=0", "--seeds=0,1"])
     first = capsys.readouterr().out
     assert first.count("\n") == 4 and "| system.sga_layers=0 | 2 |" in first
-    report = tmp_path / "sga_layers=0_seed1" / "report.json"
+    report = tmp_path / "system.sga_layers=0_seed1" / "report.json"
     assert json.loads(report.read_text())["seed"] == 1
     before = report.stat().st_mtime_ns
     sweep.main([*options, "--over", "system.sga_layers=0", "--seeds=0,1"])

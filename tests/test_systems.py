@@ -22,9 +22,12 @@ NO_GRADIENT = {
 
 # The share of the first loss that is reached, where it is not 0.35.
 SHARES = {
-    "role": 0.7,  # estimates of what nobody told keep an entropy: 0.35 is reached, after 500 steps
     "sarb": 0.5,  # blended entries have targets of 1/2, whose entropy stays, in losses that the first step lacks
 }
+
+
+# The learning rate, where it is not 2e-3.
+RATES = {"role": 2e-2}  # estimates of what nobody told must leave the middle first
 
 
 def test_every_system_has_a_config_and_every_config_a_system():
@@ -58,7 +61,8 @@ def test_gradient_at_every_trainable_leaf(name):
 
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_fits_eight_images(name):
-    found = toy.without_dropout(toy.config(name, optim__batch_size=8, optim__lr=2e-3, optim__schedule="constant"))
+    rate = {"optim__lr": RATES.get(name, 2e-3), "optim__schedule": "constant"}
+    found = toy.without_dropout(toy.config(name, optim__batch_size=8, **rate))
     found.data.train_images = 8
     found.input.train = {"crop": "squish", "flip": 0.0}
     _, losses = toy.steps(found, 1, count=60)

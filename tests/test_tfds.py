@@ -113,6 +113,17 @@ def test_splits_are_joined(root):
     assert {source.read(i) for i in range(6)} == {jpeg(i) for i in range(4)}
 
 
+def test_splits_by_the_names_of_the_papers(root):
+    """TFDS has "validation" where the devkits have "val": the one split "test" is called that here."""
+    for path in (root / FOLDER).glob("*-test.*"):
+        path.rename(path.with_name(path.name.replace("-test.", "-validation.")))
+    path = root / FOLDER / "dataset_info.json"
+    path.write_text(path.read_text().replace('"test"', '"validation"'))
+    both = tfds("trainval", training=True, dataset="tiny/2007", root=str(root))
+    assert len(both) == 6 and both.name == "tiny 2007 (TFDS) train+validation"
+    assert len(tfds("val", training=False, dataset="tiny/2007", root=str(root))) == 2
+
+
 def test_labels_of_objects(root):
     source = tfds("train", training=True, dataset="boxes", root=str(root))
     assert by_name(source, source.labels) == [[0, 1], [2], [1]] and source.name == "boxes (TFDS) train"
@@ -174,7 +185,7 @@ def test_broken_folders(root, what):
 
 def test_choices_that_do_not_exist(root):
     for settings, message in (
-        ({"dataset": "voc/2007"}, "TFDS has prepared no 'voc/2007'.*prepare tfds:voc/2007"),
+        ({"dataset": "voc/2007"}, "TFDS has prepared no 'voc/2007'.*prepare tfds:voc/2007 --root=/"),
         ({"version": "2.0.0"}, "no version 2.0.0 of 'tiny/2007'"),
         ({"labels": "label"}, r"no class labels 'label' .did you mean 'labels'"),
         ({"difficult": "V3"}, "no policy 'V3'"),

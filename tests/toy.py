@@ -46,10 +46,18 @@ def batches(found: Any, source: Any, run: experiment.Experiment, steps: int) -> 
     return list(loader.train_batches(source, run.train_transform(), **options))
 
 
-def steps(found: Any, devices: int, count: int = 3) -> tuple[Any, list[float]]:
-    """The state after a few steps on so many simulated devices, as host arrays, and the losses."""
+def steps(
+    found: Any, devices: int, count: int = 3, memory: Any = None, terms: list[Any] | None = None
+) -> tuple[Any, list[float]]:
+    """The state after a few steps on so many simulated devices, as host arrays, and the losses.
+
+    Args:
+      memory: changes variables["memory"] before the first step. terms: takes the metrics of every step.
+    """
     run, source = assembled(found)
     variables = experiment.init_variables(run, found.seed)
+    if memory is not None:
+        variables = {**variables, "memory": memory(dict(variables["memory"]))}
     tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)
     state = train.create_state(variables, tx, ema=found.ema, seed=0)
     step, place_state, place = parallel.compile_step(train.make_step(run, tx), found.parallel, jax.devices()[:devices])
@@ -57,6 +65,8 @@ def steps(found: Any, devices: int, count: int = 3) -> tuple[Any, list[float]]:
     for batch in batches(found, source, run, count):
         state, metrics = step(state, place(batch))
         losses.append(float(metrics["loss"]))
+        if terms is not None:
+            terms.append(jax.device_get(metrics))
     return jax.device_get(state), losses
 
 

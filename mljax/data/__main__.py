@@ -6,15 +6,18 @@ python -m mljax.data pack configs/cmsg.py:voc2007 packed/voc2007 --short-side=51
 python -m mljax.data prepare voc2007 --root=data
 """
 
+import dataclasses
 import sys
 import time
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mljax.build import find, keywords
 from mljax.data import prepare as preparing
-from mljax.data import show, stats
+from mljax.data import show, stats, unseen
 from mljax.data.packed import pack
 from mljax.data.source import Source, load
 from mljax.errors import UserError, nearest
@@ -89,8 +92,15 @@ def _stats(config: Any, args: Any) -> int:
 def _show(config: Any, args: Any) -> int:
     from mljax.data import transforms
     from mljax.experiment import settings
+    from mljax.experiment import source as source_of
 
-    source = _source(config, args.split or config.splits.train, training=True)
+    split = args.split or config.splits.train
+    source = unseen.without(_source(config, split, training=True), config.unseen)
+    if split == config.splits.train:  # what training makes of it: labels that it does not see, and false ones
+        seen = source_of(config, split, training=True)
+        source = dataclasses.replace(
+            source, labels=np.maximum(source.labels, seen.labels), observed=seen.observed, name=seen.name
+        )
     transform = settings(transforms.train, config.input.train, "config.input.train", size=config.input.size)
     page = show.page(source, transform, count=args.count, views=args.views, seed=args.seed)
     path = Path(args.out)

@@ -1,4 +1,4 @@
-"""What a split says about its labels, computed once per split: counts, co-occurrence, label vectors.
+"""What a split says about its labels, computed once per split for `mljax.data stats`: counts and co-occurrence.
 
 Kept in the user's cache folder under the split's fingerprint, its observed labels and the settings.
 """
@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -44,22 +43,6 @@ def cooccurrence(source: Source) -> Cooccurrence:
 
     found = _cached("cooccurrence", [source.fingerprint, len(source), _digest(source)], compute)
     return Cooccurrence(found["counts"], found["nums"], found["conditional"])
-
-
-def vectors(source: Source, *, file: str = "glove", root: str | None = None) -> np.ndarray:
-    """(l e) float32 word vectors of a source's classes, from the cache or looked up now; see `labels.load_vectors`.
-
-    A named file that changes is read again.
-    """
-    status: list[object] = []
-    if file != "glove" and Path(file).is_file():
-        found = Path(file).stat()
-        status = [found.st_size, found.st_mtime_ns]
-
-    def compute() -> dict[str, np.ndarray]:
-        return {"vectors": labels.load_vectors(source.classes, source=file, root=root)}
-
-    return _cached("vectors", [list(source.classes), file, str(root), *status], compute)["vectors"]
 
 
 def _digest(source: Source) -> str:

@@ -55,7 +55,11 @@ def observe(source: Source, section: Mapping[str, Any]) -> Source:
 
 
 def check(section: Mapping[str, Any]) -> str:
-    """The name of an observation whose settings exist; the nearest name is in the sentence otherwise."""
+    """The name of an observation whose settings exist and are in range; before any data are read.
+
+    Raises:
+      UserError: there is no such observation or setting, with the nearest one, or a share is no share.
+    """
     name = section.get("name")
     if name not in NAMES:
         raise UserError(f"config.observe.name is {name!r}{nearest(str(name), NAMES)}.")
@@ -63,6 +67,11 @@ def check(section: Mapping[str, Any]) -> str:
     for key in section:
         if key != "name" and key not in allowed:
             raise UserError(f"config.observe ({name!r}) has no setting {key!r}{nearest(key, allowed)}.")
+    for key in ("proportion", "rate"):
+        if key in section:
+            _number(key, section[key], 0, 1)
+    if "bias" in section:
+        _choice("bias", section["bias"], label_bias.BIASES)
     return name
 
 

@@ -7,6 +7,7 @@ before the first file is written: nothing may lie outside ROOT, and links are re
 
 import dataclasses
 import hashlib
+import http.client
 import os
 import shutil
 import sys
@@ -192,7 +193,7 @@ def _download(archive: Archive, part: Path, say: Callable[[str], None]) -> None:
                     begun = 0
                 with part.open("ab" if begun else "wb") as file:
                     got = _copy(answer, file, archive, begun, say)
-        except (urllib.error.URLError, OSError, ValueError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             kept = part.stat().st_size if part.is_file() else 0
             reason = getattr(error, "reason", None) or error
             reason = getattr(reason, "strerror", None) or reason

@@ -122,7 +122,8 @@ def overlap(first: Source, second: Source, *, content: bool = False) -> str | No
         return f"{first.name} and {second.name} are one and the same split."
     if content:
         one, other = (_digests(source) for source in (first, second))
-        shared = [str(first.ids[row]) for row, digest in enumerate(one) if digest in set(other)]
+        known = set(other)
+        shared = [str(first.ids[row]) for row, digest in enumerate(one) if digest in known]
     else:
         known = set(map(str, second.ids))
         shared = [str(name) for name in first.ids if str(name) in known]

@@ -44,6 +44,7 @@ def tfds(
 
     Args:
       split: its name there, e.g. "train", "validation", "test"; several are joined by a plus: "train+validation".
+        The devkit's "trainval" and "val" are understood, so that the papers' configs work with TFDS's VOC and COCO.
       training: whether the split is trained on; see `difficult`.
       dataset: name and config, "voc/2007", "coco/2014" or any builder with class labels for each image.
       root: TFDS's data_dir; None: the variables TFDS_DATA_DIR, MLJAX_DATA, or ~/tensorflow_datasets.
@@ -61,13 +62,15 @@ def tfds(
     if info.get("fileFormat") != "array_record":
         raise UserError(
             f"{str(folder)!r} was prepared as {info.get('fileFormat', 'tfrecord')}, which is not read by number:"
-            f" prepare it again with file_format='array_record' (python -m mljax.data prepare tfds:{dataset})."
+            f" prepare it again with file_format='array_record' (python -m mljax.data prepare tfds:{dataset}"
+            f" --root={_root(root)})."
         )
     leaves = _leaves(features, "")
     labels = _labels_name(labels, leaves, folder)
     if image not in leaves:
         raise UserError(f"{str(folder / 'features.json')!r} has no feature {image!r}{nearest(image, leaves)}.")
     classes = _classes(folder, labels, leaves[labels])
+    split = _split(split, info)
     records = _records(folder, info, split)
     easy = "labels_no_difficult" if labels == "labels" and "labels_no_difficult" in leaves else None
     if difficult not in ("V1", "V2", "V4"):
@@ -119,9 +122,13 @@ class Images:
             raise OSError(f"Record {index} has no image ({type(error).__name__}: {error})") from None
 
 
-def _find(root: str | None, dataset: str, version: str) -> Path:
+def _root(root: str | None) -> Path:
     given = root or os.environ.get("TFDS_DATA_DIR") or os.environ.get("MLJAX_DATA") or "~/tensorflow_datasets"
-    folder = Path(given).expanduser() / dataset
+    return Path(given).expanduser()
+
+
+def _find(root: str | None, dataset: str, version: str) -> Path:
+    folder = _root(root) / dataset
     versions = sorted(
         (path.parent.name for path in folder.glob("*/dataset_info.json")),
         key=lambda name: [int(part) for part in re.findall(r"\d+", name)],
@@ -129,8 +136,8 @@ def _find(root: str | None, dataset: str, version: str) -> Path:
     if not versions or (version and version not in versions):
         raise UserError(
             f"TFDS has prepared no {'version ' + version + ' of ' if version else ''}{dataset!r} in"
-            f" {str(Path(given).expanduser())!r}{nearest(version, versions) if version else ''}: set 'root' to its"
-            f" data_dir, or run python -m mljax.data prepare tfds:{dataset}."
+            f" {str(_root(root))!r}{nearest(version, versions) if version else ''}: set 'root' to its data_dir, or run"
+            f" python -m mljax.data prepare tfds:{dataset} --root={_root(root)}."
         )
     return folder / (version or versions[-1])
 
@@ -176,6 +183,16 @@ def _classes(folder: Path, labels: str, feature: Mapping[str, Any]) -> tuple[str
     if len(names) != count:
         raise UserError(f"{str(path)!r} has {len(names)} names for {count} classes: prepare the data set again.")
     return tuple(names)
+
+
+def _split(split: str, info: Mapping[str, Any]) -> str:
+    """The papers' names of splits, "trainval" and "val", where the data set has TFDS's "train" and "validation"."""
+    there = {entry["name"] for entry in info.get("splits", ())}
+    same = {"trainval": "train+validation", "val": "validation"}
+    return "+".join(
+        same[name] if name in same and name not in there and "validation" in there else name
+        for name in split.split("+")
+    )
 
 
 def _records(folder: Path, info: Mapping[str, Any], split: str) -> Records:

@@ -1,5 +1,6 @@
 """What SSGRL, SST and SARB share: decoupling, gated propagation, the label graph, names of checkpoints."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_
 from mljax.published import Names
 from mljax.types import Meta
 
+log = logging.getLogger("mljax")
 # torch's default of linear layers, U(-1/sqrt(fan in), 1/sqrt(fan in)), for any fan in
 TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 POOLING = ("semantic", "activation")
@@ -169,7 +171,8 @@ def graph(meta: Meta, source: str = "labels") -> np.ndarray:
     """The label graph, A_ij = P(j | i) = images with both known / images with i known, A_ii = 1: (l l) float32.
 
     Args:
-      meta: of the training split; a label that is not observed counts nowhere.
+      meta: of the training split; a label that is not observed counts nowhere. Without rows, as in a converted run
+        whose data set is not here, the graph is not known and all NaN: a checkpoint's takes its place.
       source: "labels"; "none" for the identity; or a .npy file of (l l) such numbers, in the order of the labels.
     Raises:
       UserError: the file cannot be read or has another size.
@@ -180,7 +183,11 @@ def graph(meta: Meta, source: str = "labels") -> np.ndarray:
         return np.eye(size, dtype=np.float32)
     if source != "labels":
         return _graph_file(Path(source).expanduser(), size)
+    if not len(meta.labels):
+        return np.full((size, size), np.nan, np.float32)
     counts, nums = label_data.cooccurrence(meta.labels, meta.observed)
+    if size > 1 and not counts.any():
+        log.warning("%s has no image with two known labels: the label graph has no edges.", meta.name)
     edges = counts / np.maximum(nums, 1)[:, None]
     np.fill_diagonal(edges, 1.0)
     return edges.astype(np.float32)

@@ -127,6 +127,11 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         names.ignore(r"graph_net\.fc_eq4_u\.(weight|bias)")
     pooling = _semantic.published_decoupling(names, "word_semantic", ("fc_1", "fc_2", "fc_3", "fc_a"))
     head = _semantic.published_classifier(names, gates, "fc_output")
+    if system.steps and np.isnan(system.adjacency.value).any():
+        raise UserError(
+            "The file holds no label graph; give --config.system.graph=FILE.npy, or leave out --classes with the data"
+            " set here."
+        )
     _check_channels(system, {"pooling": pooling})
     return {
         "params": {"decoupling": {"pooling": pooling}, "head": head},

@@ -253,8 +253,10 @@ class Shielded:
 def _iterate(
     data: grain.MapDataset, threads: int, workers: int, batch_size: int, shared: Path | None = None
 ) -> Iterator[Any]:
-    # The buffer counts elements of the last MapDataset, that is batches: the default of 500 would fill the memory.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, min(threads, 512 // batch_size)))
+    # The buffer counts elements of the last MapDataset, that is batches: the default of 500 would fill the memory. A
+    # thread makes one of them, so more threads than that would wait.
+    ahead = max(2, min(threads, 512 // batch_size))
+    options = grain.ReadOptions(num_threads=min(threads, ahead), prefetch_buffer_size=ahead)
     iterator = data.to_iter_dataset(options)
     if workers:
         from absl import flags

@@ -57,10 +57,10 @@ def fingerprint(
     Raises:
       UserError: images are absent; the sentence has their number and the first of them.
     """
-    numbers, absent = array("q"), []
-    for path in paths:
+    numbers, absent, stat = array("q"), [], os.stat
+    for path in paths:  # of millions: every name that is looked up counts
         try:
-            status = os.stat(path)
+            status = stat(path)
         except OSError:
             absent.append(path)
         else:
@@ -90,7 +90,9 @@ class Under(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         start = os.path.join(self.folder, "")
-        return (name if name.startswith("/") else start + name for name in self.names)
+        if "\n/" in "\n".join(("", *self.names)):
+            return (name if name.startswith("/") else start + name for name in self.names)
+        return map(start.__add__, self.names)
 
     def __getitem__(self, index: Any) -> Any:
         return os.path.join(self.folder, self.names[operator.index(index)])

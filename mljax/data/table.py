@@ -5,8 +5,10 @@ knows about what is not named; and with a column `negatives` of labels that are 
 is unknown (`*` there: all others are absent).
 """
 
+import contextlib
+import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,19 @@ from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
 
 
+@contextlib.contextmanager
+def _without_collecting() -> Iterator[None]:
+    """No garbage collection meanwhile: a million new strings are no garbage, and looking for some takes a tenth."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_without_collecting()
 def table(
     split: str,
     *,

@@ -26,14 +26,9 @@ def get_config(arg=None):
     return config
 
 
-def paper(name):
-    def word(config):
-        c.partial(config, name)
-        config.vectors = "none"
-        c.hcp(config)
-        config.system.start = 5
-
-    return word
+def paper(config):
+    config.vectors = "none"
+    config.system.start = 5
 
 
 def voc_resplit(config):
@@ -54,6 +49,6 @@ def strategy(name):
     return word
 
 
-WORDS: dict = {name: paper(name) for name in ("voc2007", "coco2014", "vg200")}
+WORDS: dict = c.partial_sets(paper)
 WORDS |= {"voc_resplit": voc_resplit, "known=": c.known}
 WORDS |= {s: strategy(s) for s in ("threshold", "positives", "proportion", "class_proportion", "uncertainty")}

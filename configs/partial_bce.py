@@ -21,13 +21,8 @@ def get_config(arg=None):
     return c.choose(config, arg, WORDS)
 
 
-def paper(name):
-    def word(config):
-        c.partial(config, name)
-        config.vectors = "none"
-        c.hcp(config)
-
-    return word
+def paper(config):
+    config.vectors = "none"
 
 
 def voc_resplit(config):
@@ -41,5 +36,5 @@ def mean(config):
     config.loss.update(alpha=1.0, beta=0.0, gamma=-1.0)
 
 
-WORDS: dict = {name: paper(name) for name in ("voc2007", "coco2014", "vg200")}
+WORDS: dict = c.partial_sets(paper)
 WORDS |= {"voc_resplit": voc_resplit, "mean": mean, "known=": c.known}

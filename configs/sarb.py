@@ -24,13 +24,8 @@ def get_config(arg=None):
     return config
 
 
-def paper(name):
-    def word(config):
-        c.partial(config, name)
-        c.hcp(config)
-        config.system.update(width=1024, pool=2, start=5, every=5)
-
-    return word
+def paper(config):
+    config.system.update(width=1024, pool=2, start=5, every=5)
 
 
 def voc_resplit(config):
@@ -53,7 +48,7 @@ def option(**settings):
     return lambda config: config.system.update(**settings)
 
 
-WORDS: dict = {name: paper(name) for name in ("voc2007", "coco2014", "vg200")}
+WORDS: dict = c.partial_sets(paper)
 WORDS |= dict(voc_resplit=voc_resplit, csv=csv)
 WORDS |= {"known=": c.known, "as_released": option(target_gradient=True, blend_known=True)}
 WORDS |= {name: option(blends=name) for name in ("instance", "prototype")} | {"plain": option(blends="none")}

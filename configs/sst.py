@@ -26,13 +26,8 @@ def get_config(arg=None):
     return config
 
 
-def paper(name):
-    def word(config):
-        c.partial(config, name)
-        c.hcp(config)
-        config.system.update(width=1024, pool=2, start=5, drop=0.025)
-
-    return word
+def paper(config):
+    config.system.update(width=1024, pool=2, start=5, drop=0.025)
 
 
 def voc_resplit(config):
@@ -69,7 +64,7 @@ def threshold(config, last):
     config.system.last = float(last)
 
 
-WORDS: dict = {name: paper(name) for name in ("voc2007", "coco2014", "vg200")}
+WORDS: dict = c.partial_sets(paper)
 WORDS |= dict(voc_resplit=voc_resplit, csv=csv)
 WORDS |= {
     "known=": c.known,

@@ -25,14 +25,13 @@ from mljax.data import draw
 from mljax.data.images import decode
 from mljax.errors import UserError, nearest
 from mljax.flags import Parser
-from mljax.subject import CELL, Subject, filename
+from mljax.subject import CELL, Subject, filename, photo_flags
 
 HEADS = 8  # columns of heads at most
 
 
 def attention_flags(parser: Parser) -> None:
-    parser.add_argument("--photo", action="append", help="a photo of your own; by default images of the split")
-    parser.add_argument("--count", type=int, default=4, help="how many images of the split")
+    photo_flags(parser)
     parser.add_argument("--labels", action="append", help="labels to show, joined by commas; by default the true ones")
     parser.add_argument("--top", type=int, default=4, help="labels of a photo at most, the likeliest first")
 
@@ -45,11 +44,7 @@ def attention(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     if args.count < 1 or args.top < 1:
         raise UserError("--count and --top must be at least 1.")
     asked = [subject.column(name) for labels in subject.asked(args.labels) for name in labels]
-    if args.photo:
-        shown: list[tuple[str, Any, np.ndarray | None]] = [(path, path, None) for path in args.photo]
-    else:
-        chosen = worth_showing(subject, asked, args.count)
-        shown = [(str(subject.source.ids[i]), subject.source.read(i), subject.source.labels[i]) for i in chosen]
+    shown = subject.photos(args.photo, asked, args.count)
     found: list[dict[str, Any]] = []
     images = iter(shown)
     for _, scores, out in subject.run.stream([image for _, image, _ in shown]):
@@ -71,16 +66,6 @@ def attention(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
             ]
             found.append({"image": name, "labels": seen, "picture": target.name})
     return {"attention": found}
-
-
-def worth_showing(subject: Subject, asked: list[int], count: int) -> np.ndarray:
-    """Images that have all labels asked for, or the most labels among many; drawn by the seed."""
-    labels = subject.source.labels
-    having = np.flatnonzero(labels[:, asked].all(1) if asked else labels.sum(1) >= min(2, labels.sum(1).max()))
-    if not len(having):
-        names = " + ".join(subject.run.classes[i] for i in asked)
-        raise UserError(f"No image of {subject.source.name} has {names}; ask for more --images, or give a --photo.")
-    return np.sort(subject.rng.permutation(having)[:count])
 
 
 @dataclasses.dataclass(frozen=True)

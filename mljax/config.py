@@ -262,6 +262,20 @@ def hcp(config: Config) -> None:
     config.eval.update(every=1, definition="env")
 
 
+def partial_sets(apply: Callable[[Config], None]) -> dict[str, Callable[[Config], None]]:
+    """The words voc2007, coco2014 and vg200 of SST's table: its data, its training, and then what `apply` sets."""
+
+    def word(name: str) -> Callable[[Config], None]:
+        def choose(config: Config) -> None:
+            partial(config, name)
+            hcp(config)
+            apply(config)
+
+        return choose
+
+    return {name: word(name) for name in ("voc2007", "coco2014", "vg200")}
+
+
 def known(config: Config, share: str) -> None:
     """The word known=0.3: which share of the labels is known."""
     config.observe.update(name="known", proportion=float(share))

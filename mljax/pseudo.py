@@ -16,7 +16,7 @@ from mljax.data import loader
 from mljax.data.images import decode
 from mljax.errors import UserError
 from mljax.flags import Parser
-from mljax.subject import CELL, Subject, filename
+from mljax.subject import CELL, Subject, filename, photo_flags
 
 BRANCHES = {"ist": "IST", "cst": "CST"}
 SHOWN = 5  # pseudo labels under a photo
@@ -26,8 +26,7 @@ SHOWN = 5  # pseudo labels under a photo
 
 
 def cooccurrence_flags(parser: Parser) -> None:
-    parser.add_argument("--photo", action="append", help="a photo of your own; by default images of the split")
-    parser.add_argument("--count", type=int, default=4, help="how many images of the split")
+    photo_flags(parser)
     parser.add_argument("--labels", action="append", help="labels to show, joined by commas")
     parser.add_argument("--top", type=int, default=12, help="labels at most: the true ones, then the likeliest")
 
@@ -54,11 +53,7 @@ def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
             " an image; this figure needs a run of configs/sst.py with the branch IST."
         )
     asked = [subject.column(name) for labels in subject.asked(args.labels) for name in labels]
-    if args.photo:
-        shown: list[tuple[str, Any, np.ndarray | None]] = [(path, path, None) for path in args.photo]
-    else:
-        chosen = _several(subject, args.count)
-        shown = [(str(subject.source.ids[i]), subject.source.read(i), subject.source.labels[i]) for i in chosen]
+    shown = subject.photos(args.photo, [], args.count)
     classes, whole = subject.run.classes, np.asarray(system.adjacency.value)
     found, images = [], iter(shown)
     for _, scores, out in subject.run.stream([image for _, image, _ in shown]):
@@ -79,13 +74,6 @@ def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
             found.append({"image": name, "true": [classes[i] for i in own] if truth is not None else None,
                           "strongest": strongest, "picture": target.name})  # fmt: skip
     return {"cooccurrence": found}
-
-
-def _several(subject: Subject, count: int) -> np.ndarray:
-    """Images of several labels, drawn by the seed."""
-    labels = subject.source.labels
-    having = np.flatnonzero(labels.sum(1) >= min(2, labels.sum(1).max()))
-    return np.sort(subject.rng.permutation(having)[:count])
 
 
 def _worth(scores: np.ndarray, truth: np.ndarray | None, top: int) -> list[int]:

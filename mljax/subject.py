@@ -15,6 +15,7 @@ from mljax.data import loader
 from mljax.data.images import decode
 from mljax.data.source import Source
 from mljax.errors import UserError, nearest
+from mljax.flags import Parser
 
 CELL = 200  # pixels of a photo in a picture
 
@@ -61,6 +62,23 @@ class Subject:
             raise UserError("--labels names no label; join some by commas, such as --labels=person,dog.")
         return list(dict.fromkeys(labels))
 
+    def photos(
+        self, own: Sequence[str] | None, asked: Sequence[int], count: int
+    ) -> list[tuple[str, Any, np.ndarray | None]]:
+        """(name, image, true labels (l)): photos of one's own, of which no labels are known, or some of the split.
+
+        Those of the split have all labels asked for (their numbers), or are among those of several; drawn by the seed.
+        """
+        if own:
+            return [(path, path, None) for path in own]
+        labels = self.source.labels
+        having = np.flatnonzero(labels[:, asked].all(1) if asked else labels.sum(1) >= min(2, labels.sum(1).max()))
+        if not len(having):
+            names = " + ".join(self.run.classes[i] for i in asked)
+            raise UserError(f"No image of {self.source.name} has {names}; ask for more --images, or give a --photo.")
+        chosen = np.sort(self.rng.permutation(having)[:count])
+        return [(str(self.source.ids[i]), self.source.read(i), labels[i]) for i in chosen]
+
     def outputs(self, pick: Callable[[Any], Any]) -> Any:
         """`pick(outputs)` of every image, on the first of the run's evaluation views; arrays of leading axis N.
 
@@ -94,6 +112,12 @@ class Subject:
             )
         x = jnp.asarray(out.label_features)[:, np.asarray(columns)].astype(jnp.float32)
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def photo_flags(parser: Parser) -> None:
+    """Of figures that take what `Subject.photos` gives."""
+    parser.add_argument("--photo", action="append", help="a photo of your own; by default images of the split")
+    parser.add_argument("--count", type=int, default=4, help="how many images of the split")
 
 
 def filename(text: str) -> str:

@@ -11,6 +11,7 @@ Another system inside: --config.system.net.name=cmsg. Published test mAP (VOC12,
 """
 
 from mljax import config as c
+from mljax import missing
 
 
 def get_config(arg=None):
@@ -24,8 +25,8 @@ def get_config(arg=None):
 
 def paper(name):
     def word(config):
-        c.single_positive(config, name)
-        config.system.expected = c.EXPECTED[name]
+        missing.single_positive(config, name)
+        config.system.expected = missing.EXPECTED[name]
 
     return word
 
@@ -38,4 +39,4 @@ def voc_resplit(config):
 
 
 WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
-WORDS |= dict(linear=c.linear, linear_init=c.linear_init)
+WORDS |= dict(linear=missing.linear, linear_init=missing.linear_init)

@@ -11,6 +11,7 @@ For VG-200 give --config.vectors a file of its labels' vectors.
 """
 
 from mljax import config as c
+from mljax import missing
 
 
 def get_config(arg=None):
@@ -64,10 +65,10 @@ def threshold(config, last):
     config.system.last = float(last)
 
 
-WORDS: dict = c.partial_sets(paper)
+WORDS: dict = missing.partial_sets(paper)
 WORDS |= dict(voc_resplit=voc_resplit, csv=csv)
 WORDS |= {
-    "known=": c.known,
+    "known=": missing.known,
     "threshold=": threshold,
     "both": option(branches="both"),
     "ist": option(branches="ist"),

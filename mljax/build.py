@@ -7,7 +7,7 @@ A module in `mljax/systems`, `mljax/backbones` or `mljax/data` offers what it bu
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -53,6 +53,19 @@ def build(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
     Raises:
       UserError: no such name, or a key that is not a keyword of the constructor; the nearest name is in the sentence.
     """
+    constructor, settings = checked(kind, section, given)
+    allowed = keywords(constructor)
+    return constructor(**settings, **{k: v for k, v in given.items() if k in allowed})
+
+
+def checked(
+    kind: str, section: Mapping[str, Any], given: Collection[str] = ()
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What a config section names and the settings for it, all of them keywords that it has; raises as `build` does.
+
+    Args:
+      given: names of the arguments that do not come from the config.
+    """
     settings = dict(section)
     name = settings.pop("name", None)
     if name is None:
@@ -66,4 +79,4 @@ def build(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
     missing = [k for k, p in allowed.items() if p.default is p.empty and k not in settings and k not in given]
     if missing:
         raise UserError(f"{name!r} ({kind}) needs the setting {missing[0]!r} in its config section.")
-    return constructor(**settings, **{k: v for k, v in given.items() if k in allowed})
+    return constructor, settings

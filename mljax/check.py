@@ -23,6 +23,7 @@ from mljax.optim import METRICS, optimizer
 from mljax.types import Config
 
 KINDS = {"data": "data", "backbone": "backbones", "system": "systems"}  # `loss` is checked by criterion
+SMOKE = {"data": "scenes", "backbone": "small"}  # what the word `smoke` puts in the place of what other words name
 OPEN = (*KINDS, "observe", "loss", "optim", "input.train", "input.eval")  # their keys: keywords of what they build
 
 # key: the least and the largest value
@@ -84,7 +85,8 @@ def check(config: Config) -> None:
         name = found[key].get("name")
         if not isinstance(name, str):
             raise UserError(f"config.{key}.name is {name!r}; it must be a name{nearest('', names(kind))}.")
-        _settings(found[key], find(kind, name), f"config.{key} ({name!r})", ("name",))
+        why = _smoke(found["experiment"], name) if name == SMOKE.get(key) else ""
+        _settings(found[key], find(kind, name), f"config.{key} ({name!r})", ("name",), why)
     _inner(found["system"], "config.system")
     name = observe.check(found["observe"])
     _settings(found["observe"], observe.NAMES[name], f"config.observe ({name!r})", ("name",))
@@ -123,14 +125,26 @@ def _inner(section: Mapping[str, Any], where: str) -> None:
     _inner(net, where)
 
 
-def _settings(section: Any, constructor: Callable[..., Any], where: str, own: tuple[str, ...]) -> None:
-    """An open section: its keys are the constructor's keywords and `own`, its values of their types."""
+def _smoke(words: str, name: str) -> str:
+    """Why a section is not what the words of a config name, if the word `smoke` is the cause."""
+    others = [word for word in words.split(",") if word != "smoke"]
+    if not others or len(others) == len(words.split(",")):
+        return ""
+    return f"; the word 'smoke' has put {name!r} in the place of what {','.join(others)!r} names, so leave 'smoke' out"
+
+
+def _settings(section: Any, constructor: Callable[..., Any], where: str, own: tuple[str, ...], why: str = "") -> None:
+    """An open section: its keys are the constructor's keywords and `own`, its values of their types.
+
+    Args:
+      why: what the sentence on an unknown key ends with.
+    """
     known = {k: p for k, p in keywords(constructor).items() if k not in GIVEN}
     for key, value in section.items():
         if key in own:
             continue
         if key not in known:
-            raise UserError(f"{where} has no setting {key!r}{nearest(key, {*known, *own})}.")
+            raise UserError(f"{where} has no setting {key!r}{nearest(key, {*known, *own})}{why}.")
         kinds = _kinds(known[key].annotation)
         optional = known[key].default is None or str in kinds  # a file to be named: its reader says so
         if kinds and not any(_fits(value, kind(), optional) for kind in kinds):

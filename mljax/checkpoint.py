@@ -86,9 +86,7 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step with the best metric within the latest stage that has any; the later one of equals."""
         found = {step: self._record(step) for step in self.steps}
-        scores = {
-            step: self._score(record["metrics"], record["meta"].get("stage", 0)) for step, record in found.items()
-        }
+        scores = {step: self._score(one["metrics"], one["meta"].get("stage", 0)) for step, one in found.items()}
         return max(((score, step) for step, score in scores.items() if score is not None), default=(None, None))[1]
 
     def meta(self, step: int | str | None = None) -> dict[str, Any]:
@@ -229,7 +227,7 @@ class Checkpoints:
         step = self._resolve(step)
         record = self._record(step)
         wanted = {path: records.kind(leaf) for path, leaf in paths(template).items()}
-        self._compare(step, record["leaves"], wanted)
+        records.compare(record["leaves"], wanted, where=f"The checkpoint of step {step} in {self.folder}")
         leaves = self._read(step, record["leaves"])
         state = jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted])
         if place is None:
@@ -292,28 +290,12 @@ class Checkpoints:
         except Exception as error:
             raise UserError(self._damaged(step, "its arrays cannot be read")) from error
         leaves = {}
-        for path, (dtype, shape, digest) in entries.items():
-            leaf = found.get(path) if math.prod(shape) else np.zeros(shape, jnp.dtype(dtype))
-            if not isinstance(leaf, np.ndarray):
-                raise UserError(self._damaged(step, f"it holds no {path}"))
-            if [*records.kind(leaf), records.crc(leaf)] != [dtype, tuple(shape), digest]:
-                raise UserError(self._damaged(step, f"the bytes of {path} are not those that were saved"))
+        for path, saved in shapes.items():
+            leaf = found.get(path) if saved.size else np.zeros(saved.shape, saved.dtype)
+            if fault := records.fault(path, entries[path], leaf):
+                raise UserError(self._damaged(step, fault))
             leaves[path] = leaf
         return leaves
-
-    def _compare(self, step: int, saved: Mapping[str, Any], wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
-        where = f"The checkpoint of step {step} in {self.folder}"
-        advice = "restore it with the config that it was trained with"
-        for path in wanted:
-            if path not in saved:
-                raise UserError(f"{where} has no {path}{nearest(path, saved)}; {advice}.")
-        for path, (dtype, shape, _) in saved.items():
-            if path not in wanted:
-                raise UserError(f"{where} has {path}, which this model or optimiser has not; {advice}.")
-            if tuple(shape) != wanted[path][1]:
-                raise UserError(f"{where} has {path} with shape {tuple(shape)}, not {wanted[path][1]}; {advice}.")
-            if dtype != wanted[path][0]:
-                raise UserError(f"{where} has {path} as {dtype}, not {wanted[path][0]}; {advice}.")
 
     def _damaged(self, step: int, what: str) -> str:
         others = [str(other) for other in self.steps if other != step]

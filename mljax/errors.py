@@ -10,13 +10,20 @@ class UserError(Exception):
 
 
 class Full(UserError):
-    """The memory does not hold what a stage of a training wants: `what` names its batch, `stage` counts from 1."""
+    """The memory does not hold a batch of a run.
 
-    def __init__(self, batch: int, size: int, stage: int, count: int):
+    Attributes:
+      section: "optim" if a training step wanted it, "eval" if an evaluation did: whose batch_size it is.
+      what: names the batch.
+      stage: of the run, from 1.
+    """
+
+    def __init__(self, section: str, batch: int, size: int, stage: int, count: int):
         of = f" of stage {stage}" if count > 1 else ""
-        self.what = f"A batch of {batch} at {size} pixels{of} does not fit the memory"
-        self.stage = stage
-        super().__init__(f"{self.what}; lower config.optim.batch_size.")
+        name = {"optim": "A batch", "eval": "An evaluation batch"}[section]
+        self.section, self.stage = section, stage
+        self.what = f"{name} of {batch} at {size} pixels{of} does not fit the memory"
+        super().__init__(f"{self.what}; lower config.{section}.batch_size.")
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ python -m mljax.evaluate --workdir=runs/cmsg [--split=val] [--definition=env] [-
 python -m mljax.evaluate --workdir=runs/zero_shot --labels=unseen [--config.data.name=csv --config.data.file=zoo.csv]
 """
 
+import collections
 import dataclasses
 import importlib
 import json
@@ -30,6 +31,19 @@ from mljax.types import Config
 
 log = logging.getLogger("mljax")
 SELECTIONS = ("last", "best", "best_of_raw_and_ema")
+
+
+def late(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """The items, each only after the `depth` behind it were asked for.
+
+    Devices have so much work before them while the host fetches what was done, and never more of it.
+    """
+    waiting = collections.deque[Any]()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class Scorer:
@@ -61,11 +75,8 @@ class Scorer:
         variables = jax.device_put(variables, self.whole)
         views = []
         for batches in self.batches(source, maps, config):
-            found = []
-            for batch in batches:
-                scores = self._scores(variables, jax.device_put(batch, self.split))
-                found.append((scores, batch["mask"]))
-            views.append(np.concatenate([np.asarray(s)[m > 0] for s, m in found]))
+            ahead = ((self._scores(variables, jax.device_put(batch, self.split)), batch["mask"]) for batch in batches)
+            views.append(np.concatenate([np.asarray(scores)[mask > 0] for scores, mask in late(ahead)]))
         return np.asarray(np.mean(views, axis=0, dtype=np.float64), np.float32)
 
     def outputs(
@@ -93,8 +104,7 @@ class Scorer:
         batches = loader.eval_batches(source, transform, batch_size=size, threads=config.input.threads)
         if maps and look is not None and look in maps:
             batches = features.cached_eval_batches(source, maps[look], size)
-        for batch in batches:
-            out = self._outputs(variables, jax.device_put(batch, self.split))
+        for out, batch in late((self._outputs(variables, jax.device_put(b, self.split)), b) for b in batches):
             keep = batch["mask"] > 0
             logits.append(np.asarray(out.logits)[keep])
             if out.label_features is not None:
@@ -252,7 +262,10 @@ def finished(workdir: Path) -> dict[str, Any] | None:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The table of CMSG's paper: AP per class and mAP, then CP CR CF1 OP OR OF1 over all labels and over the top 3."""
+    """The table of CMSG's paper: AP per class and mAP, then CP CR CF1 OP OR OF1 over all labels and over the top 3.
+
+    Behind the mAP stands the definition of average precision, `config.eval.definition`.
+    """
     found, aps = report["metrics"], report["per_class_AP"]
     width = max(map(len, aps), default=5)
     columns = max(1, min(4, 80 // (width + 9)))
@@ -261,9 +274,11 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"{report['split']}: {report['images']} images, {report['selected_by']}, seed {report['seed']}"]
     lines += ["AP per class (%)", *("   ".join(cells[r::rows]).rstrip() for r in range(rows)), ""]
     names = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-    lines.append(f"mAP {_cell(found['mAP'])}  " + "".join(f"{name:>8}" for name in names))
+    head = f"mAP {_cell(found['mAP'])}" + (f" ({report['definition']})" if "definition" in report else "")
+    wide = max(12, len(head) + 2)
+    lines.append(f"{head:<{wide}}" + "".join(f"{name:>8}" for name in names))
     for title, suffix in (("all labels", ""), ("top 3", "_3")):
-        lines.append(f"{title:<12}" + "".join(f"{_cell(found[name + suffix]):>8}" for name in names))
+        lines.append(f"{title:<{wide}}" + "".join(f"{_cell(found[name + suffix]):>8}" for name in names))
     for what, mean in report.get("mAP_of", {}).items():
         lines.append(f"mAP {_cell(mean['mAP'])}  of {mean['labels']} labels {what} in training")
     if report.get("left_out"):

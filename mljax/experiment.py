@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -132,7 +133,7 @@ def label_vectors(config: Config, classes: tuple[str, ...], every: tuple[str, ..
         return None
     if config.vectors == "auto":
         return unseen.own_vectors(config.data.name, classes)
-    from mljax.data.labels import UNNAMED, load_vectors
+    from mljax.data.word_vectors import UNNAMED, load_vectors
 
     try:
         whole = every if config.vectors.endswith(UNNAMED) else ()
@@ -158,8 +159,49 @@ def preprocessing(config: Config) -> dict[str, Any]:
     return {"mean": list(mean), "std": list(std), "weights": facts}
 
 
-def assemble(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experiment:
-    """Build the system of a config for the facts of a training split; `values` are those of `preprocessing`."""
+def facts(config: Config, train: Source) -> tuple[Meta, dict[str, Any]]:
+    """`make_meta` and `preprocessing` for a training, whose weight file is here, too, or is downloaded now.
+
+    Raises:
+      UserError: label vectors or weights cannot be had; one sentence says both where that is so of both.
+    """
+    meta, values, problems = None, {}, []
+    try:
+        meta = make_meta(config, train)
+    except UserError as error:
+        problems.append(error)
+    try:
+        values = preprocessing(config)
+        if config.weights.name is not None:
+            weights.locate(weights.resolve(config.weights.name, config.backbone.name))
+    except UserError as error:
+        problems.append(error)
+    if len(problems) > 1:
+        first, second = (str(error).rstrip(".") for error in problems)
+        raise UserError(f"Two things have to be mended: (1) {first}; (2) {second}.")
+    if meta is None or problems:
+        raise problems[0]
+    return meta, values
+
+
+def assemble(config: Config, meta: Meta, values: Mapping[str, Any], *, training: bool = True) -> Experiment:
+    """Build the system of a config for the facts of a training split.
+
+    Args:
+      values: those of `preprocessing`.
+      training: whether it is trained; if not, warnings of what it is trained on are left out.
+    """
+    log = logging.getLogger("mljax.training")
+    level = log.level
+    if not training:
+        log.setLevel(logging.ERROR)
+    try:
+        return _assembled(config, meta, values)
+    finally:
+        log.setLevel(level)
+
+
+def _assembled(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experiment:
     if config.dtype not in DTYPES:
         raise UserError(f"config.dtype is {config.dtype!r}{nearest(config.dtype, DTYPES)}.")
     if not meta.num_labels:

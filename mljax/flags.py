@@ -78,7 +78,12 @@ def _line_of(error: Exception, path: Path) -> str:
 
 
 def override(config: Config, key: str, text: str) -> None:
-    """`--config.a.b=text`: an existing key, a value of its type; numbers, None and tuples as Python writes them."""
+    """`--config.a.b=text`: an existing key, a value of its type; numbers, None and tuples as Python writes them.
+
+    `--config.stages[1].a.b=text` is for the second stage alone.
+    """
+    if match := re.fullmatch(r"stages\[(\d+)\]\.(.+)", key):
+        return _override_stage(config, int(match[1]), match[2], text)
     *path, last = key.split(".")
     section: Any = config
     for i, name in enumerate(path):
@@ -94,8 +99,8 @@ def override(config: Config, key: str, text: str) -> None:
     stages = config.get("stages")
     if stages and isinstance(stages, tuple) and all(_says(stage, config, key.split(".")) for stage in stages):
         raise UserError(
-            f"--config.{key}={text} has no effect: every stage of this config says its own {key}; give --config.stages"
-            " as a whole, or change it in the config file."
+            f"--config.{key}={text} has no effect: every stage of this config says its own {key}; give it to one, as in"
+            f" --config.stages[0].{key}={text}."
         )
     old = section.get(last)
     if old is None and last in section and section.get_type(last) is str:
@@ -115,6 +120,37 @@ def override(config: Config, key: str, text: str) -> None:
     except (TypeError, ValueError):
         wanted = section.get_type(last).__name__
         raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
+
+
+def _override_stage(config: Config, index: int, key: str, text: str) -> None:
+    """An override of what one stage runs, kept in what that stage changes of the base."""
+    from mljax.rundir import stage_configs
+
+    count = len(config.stages)
+    if index >= count:
+        has = f"has {count}, counted from 0" if count else f"has none; write --config.{key}={text}"
+        raise UserError(f"--config.stages[{index}].{key}={text}: this config {has}.")
+    stage = stage_configs(config)[index]
+    try:
+        override(stage, key, text)
+    except UserError as error:
+        raise UserError(str(error).replace(f"--config.{key}", f"--config.stages[{index}].{key}")) from None
+    path = key.split(".")
+    if path[-1] == "name":  # its other settings went with it
+        path.pop()
+    value: Any = stage
+    for name in path:
+        value = value[name]
+    changed = value.to_dict() if isinstance(value, ConfigDict) else value
+    with config.unlocked():
+        config.stages = tuple(_with(s, path, changed) if i == index else s for i, s in enumerate(config.stages))
+
+
+def _with(tree: Any, path: list[str], value: Any) -> Any:
+    """A copy of nested dicts that has a value at a path."""
+    if not path:
+        return value
+    return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], value)}
 
 
 def _says(partial: Any, section: Any, path: list[str]) -> bool:

@@ -36,15 +36,6 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def freeze(stages: str, at: str = "backbone") -> Groups:
-    """The group that goes with a backbone's `frozen="stem,layer1"` (or "all"): no updates, no decay."""
-    names = [re.escape(name.strip()) for name in stages.split(",") if name.strip()]
-    if not names:
-        return ()
-    inner = "" if names == ["all"] else f"({'|'.join(names)})(/|$)"
-    return ((f"(^|/){re.escape(at)}/{inner}", {"frozen": True}),)
-
-
 def freeze_matching(params: Any, patterns: Sequence[str], at: str = "backbone") -> Groups:
     """The group of what a backbone's `frozen_parameters()` names: patterns of paths below `at`, wherever that lies."""
     found = []
@@ -117,6 +108,16 @@ def assign(
     return leaves
 
 
+def all_groups(params: Any, frozen: Sequence[str], own: Groups = ()) -> Groups:
+    """The groups of a training: what the backbone keeps frozen, tables of estimated labels, then the config's own."""
+    return (*freeze_matching(params, frozen), *label_tables(params, own), *own)
+
+
+def frozen_paths(params: Any, frozen: Sequence[str], own: Groups = ()) -> set[str]:
+    """The parameters that get no updates, of the same."""
+    return {path for path, leaf in assign(params, all_groups(params, frozen, own)).items() if leaf.frozen}
+
+
 def _check_group(pattern: str, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         re.compile(pattern)
@@ -151,27 +152,3 @@ def _spared(shapes: Mapping[str, Any], no_decay: Sequence[str]) -> set[str]:
             raise UserError(f"config.optim.no_decay names {name!r} and no parameter ends in that{hint}.")
         spared |= found
     return spared
-
-
-def describe(
-    params: Any,
-    groups: Groups = (),
-    *,
-    lr: float = 1.0,
-    weight_decay: float = 0.0,
-    no_decay: Sequence[str] = (),
-) -> str:
-    """A table for people: per group, how many tensors and numbers it trains, at which rate and decay."""
-    shapes = paths(params)
-    rows: dict[Leaf, list[int]] = {}
-    for path, leaf in assign(params, groups, weight_decay=weight_decay, no_decay=no_decay).items():
-        rows.setdefault(leaf, []).append(int(np.prod(np.shape(shapes[path]))))
-    order = [pattern for pattern, _ in groups] + [""]
-    lines: list[tuple[str, ...]] = [("group", "tensors", "parameters", "lr", "weight decay")]
-    for leaf, sizes in sorted(rows.items(), key=lambda row: (order.index(row[0].group), -row[0].weight_decay)):
-        rate = ("frozen", "-") if leaf.frozen else (f"{lr * leaf.lr:.3g}", f"{leaf.weight_decay:.3g}")
-        lines.append((leaf.group or "(the rest)", str(len(sizes)), f"{sum(sizes):,}", *rate))
-    wide = [max(len(line[i]) for line in lines) for i in range(5)]
-    return "\n".join(
-        "  ".join([line[0].ljust(wide[0]), *(c.rjust(w) for c, w in zip(line[1:], wide[1:]))]) for line in lines
-    )

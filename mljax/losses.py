@@ -1,10 +1,10 @@
 """Element-wise losses, pure and unreduced, and the one home of reduction.
 
-Every loss in `NAMES` is called the same way, `loss(logits, labels, observed=None, **settings) -> (b l)`:
-logits before the sigmoid, labels in [0, 1] and, where some labels are unknown, `observed` in {0, 1}. An
-unobserved entry is 0 in the result, unless the loss says that it assumes it to be negative. `reduce` makes
-the scalar; `entries` says which entries count in it. Losses of a whole batch are in `mljax.weak_labels`
-(label estimation, pseudo labels) and `mljax.contrastive` (pairs of labels or of examples).
+Every loss in `NAMES` is called the same way, `loss(logits, labels, observed=None, **settings) -> (b l)`: logits before
+the sigmoid, labels in [0, 1] and, where some labels are unknown, `observed` in {0, 1}. An unobserved entry is 0 in the
+result, unless the loss says that it assumes it to be negative. `reduce` makes the scalar; `entries` says which entries
+count in it. Losses of a whole batch are in `mljax.weak_labels` (label estimation, pseudo labels) and
+`mljax.contrastive` (pairs of labels or of examples).
 
 All is computed in float32 at least, in log space, and is finite, with its gradient, for logits of +-1e4.
 """
@@ -132,8 +132,7 @@ def partial_bce(
 
     Args:
       logits, labels, observed: (b l).
-      alpha, beta, gamma: the defaults give g(.1) = 5 and g(1) = 1; (1, 0, -1) gives the mean over known
-        labels.
+      alpha, beta, gamma: the defaults give g(.1) = 5 and g(1) = 1; (1, 0, -1) gives the mean over known labels.
     Returns:
       (b l), with the division by l already done: reduce it with how="batch_mean".
     Reference: Durand, Mehrasa and Mori, "Learning a Deep ConvNet for Multi-label Classification with Partial
@@ -163,8 +162,7 @@ def an_ls(
 ) -> Array:
     """Assume negative with label smoothing: `an` and `bce_ls` together. Arrays (b l).
 
-    Reference: Cole et al., CVPR 2021, in the form of the authors' code: the other side weighs smoothing, not
-      half.
+    Reference: Cole et al., CVPR 2021, in the form of the authors' code: the other side weighs smoothing, not half.
     """
     return bce_ls(logits, _assumed(logits, labels, observed), smoothing=smoothing, eps=eps)
 
@@ -228,15 +226,7 @@ def make(section: Mapping[str, Any]) -> Callable[..., Array]:
     Raises:
       UserError: no such loss, or a key that is not a setting of it; the nearest name is in the sentence.
     """
-    settings = dict(section)
-    name = settings.pop("name", None)
-    if name is None:
-        raise UserError(f"The config section for losses has no 'name'{nearest('', NAMES)}.")
-    loss = build.find("losses", name)
-    options = set(build.keywords(loss)) - {"logits", "labels", "observed"}
-    for key in settings:
-        if key not in options:
-            raise UserError(f"{name!r} (losses) has no setting {key!r}{nearest(key, options)}.")
+    loss, settings = build.checked("losses", section, given=("logits", "labels", "observed"))
     return functools.partial(loss, **settings)
 
 

@@ -42,10 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"mljax: {stop}", file=sys.stderr)
         return 130
     except Full as full:
-        same = [f"--config.{key}={value}" for key, value in flags["overrides"] if key != "optim.batch_size"]
-        stage = [f"--stage={full.stage}"] if len(config.stages) > 1 else []
-        command = shlex.join([f"--config={flags['config']}", *same, *stage, "--find-batch"])
-        raise UserError(f"{full.what}; the largest that does is found by: python -m mljax.bench {command}") from None
+        words = [f"--config={flags['config']}"]
+        words += [f"--config.{key}={value}" for key, value in flags["overrides"] if key != f"{full.section}.batch_size"]
+        words += [f"--stage={full.stage}"] if len(config.stages) > 1 else []
+        words += ["--find-batch", *(["--only=infer"] if full.section == "eval" else [])]
+        command = f"python -m mljax.bench {shlex.join(words)}"
+        raise UserError(f"{full.what}; the largest that does is found by: {command}") from None
     return 0
 
 

@@ -102,18 +102,15 @@ def precision_recall_f1(
     Args:
       scores, labels, scored: (N l); an entry that is not scored is neither predicted nor true.
       threshold: on the scale of the scores: 0 for logits means a probability of one half.
-      topk: predict only the k labels of highest score of each image (equal scores: the first), and these
-        only if they
-        pass the threshold: an image may have fewer than k. The choice is made among all labels, scored or
-          not.
+      topk: predict only the k labels of highest score of each image (equal scores: the first), and these only if they
+        pass the threshold: an image may have fewer than k. The choice is made among all labels, scored or not.
       strict: predict above the threshold only, not at it.
-      undefined_precision: "zero" or "skip": a class never predicted counts as 0 in CP, or is left out of its
-        mean.
+      undefined_precision: "zero" or "skip": a class never predicted counts as 0 in CP, or is left out of its mean.
       undefined_recall: "zero" or "skip": the same for a class without a positive in CR.
       pad_predicted: a class never predicted adds one to the predictions that OP counts (the ML-GCN family's code, which
         replaces 0 by 1 before the sum).
-      per_class_f1: CF1 is the mean of the F1 of the classes (ASL, ML-Decoder), not the harmonic mean of CP
-        and CR. A class whose F1 is 0/0 counts as 0, or is left out if its recall is.
+      per_class_f1: CF1 is the mean of the F1 of the classes (ASL, ML-Decoder), not the harmonic mean of CP and CR. A
+        class whose F1 is 0/0 counts as 0, or is left out if its recall is.
     Returns:
       CP, CR, CF1, OP, OR, OF1 in [0, 1]; 0 where nothing is left to average.
     Raises:

@@ -17,13 +17,7 @@ import optax
 from mljax import rules
 from mljax.errors import UserError, nearest
 from mljax.groups import Groups, assign, path_name, paths
-from mljax.groups import describe as describe
-from mljax.groups import freeze as freeze
-from mljax.groups import freeze_matching as freeze_matching
 from mljax.schedules import constant, make_schedule, one_cycle_momentum
-from mljax.schedules import one_cycle as one_cycle
-from mljax.schedules import step_decay as step_decay
-from mljax.schedules import warmup_cosine as warmup_cosine
 
 RULES = ("adam", "adamw", "sgd")
 PLATEAU = ("mode", "factor", "patience", "threshold", "cooldown")  # what plateau_update shares with optimizer

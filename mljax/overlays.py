@@ -1,8 +1,9 @@
-"""Pictures of attention over photos, one file per photo and label."""
+"""Pictures of attention over photos, one file per photo and label, with the label and its probability below."""
 
 import errno
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,20 +34,37 @@ class Overlays:
                 f"The folder {folder} cannot be written ({error.strerror}); give --overlay another folder."
             ) from None
 
-    def write(self, path: Path, maps: dict[str, np.ndarray]) -> None:
+    def write(self, path: Path, labels: Mapping[str, float], maps: Mapping[str, np.ndarray]) -> None:
+        """A photo with the map of each of some labels over it.
+
+        Args:
+          labels: names and probabilities.
+          maps: (h w) of at least these.
+        """
         picture = decode(path, where=str(path)).copy()
         picture.thumbnail((self.SIDE, self.SIDE))
-        stem, number = path.stem, 1
+        short = _cut(path.stem, 120)
+        stem, number = short, 1
         while self.owners.setdefault(stem, path) != path:
             number += 1
-            stem = f"{path.stem}_{number}"
-        for label, attention in maps.items():
-            name = re.sub(r"\W+", "_", label)
-            target = self.folder / f"{stem}_{name}.png"
+            stem = f"{short}_{number}"
+        written: dict[str, str] = {}
+        for label, probability in labels.items():
+            short = _cut(re.sub(r"\W+", "_", label), 100)
+            name, number = short, 1
+            while written.setdefault(name, label) != label:
+                number += 1
+                name = f"{short}_{number}"
+            target, shown = self.folder / f"{stem}_{name}.png", f"{label} {probability:.2f}"
             try:
-                draw.overlay(picture, attention, high=hot(attention)).save(target)
+                draw.captioned(draw.overlay(picture, maps[label], high=hot(maps[label])), shown).save(target)
             except OSError as error:
                 target.unlink(missing_ok=True)
                 raise UserError(
                     f"{target} cannot be written ({error.strerror}); free space or give another --overlay."
                 ) from None
+
+
+def _cut(name: str, most: int) -> str:
+    """The beginning of a name, of at most so many bytes: file systems take 255."""
+    return name.encode(errors="surrogateescape")[:most].decode(errors="ignore")

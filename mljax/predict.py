@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.flags import Parser
 from mljax.overlays import Overlays, hot
+from mljax.told import Known, from_text, to_array
 from mljax.types import Outputs
 
-Known = Sequence[Mapping[str, Any]]  # of each image, the labels that are known: {"dog": 1, "cat": 0}
 FOLD_FROM = 100  # images for which folding, about a second for a ResNet-101, is worth it on a CPU
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -88,7 +88,7 @@ class Run:
           skip: told of every image that cannot be read, which is then left out; None: it is an error.
           known: as `scores` takes it.
         """
-        told = self._told(known, len(images))
+        told = to_array(known, len(images), self.experiment)
         variables = self.folded if len(images) >= FOLD_FROM else self.variables
         views = self.experiment.eval_views or (self.experiment.eval_transform(),)
         rng = np.random.default_rng(0)
@@ -123,29 +123,6 @@ class Run:
         outputs = jax.tree.map(lambda x: np.asarray(x)[: len(pixels)], found[0][1])
         probabilities = sigmoid(np.mean([scores for scores, _ in found], axis=0))
         return np.where(told[:, 0] > 0, told[:, 1], probabilities), outputs
-
-    def _told(self, known: Known | None, count: int) -> np.ndarray:
-        """(count 2 l) float32: which labels are known of each image, and their values."""
-        told = np.zeros((count, 2, len(self.classes)), np.float32)
-        if known is None:
-            return told
-        if not hasattr(self.experiment.system, "given"):
-            name = self.experiment.config.system.name
-            raise UserError(f"The system {name!r} cannot be told labels; leave out `known`, or train a 'c_tran'.")
-        if isinstance(known, Mapping) or len(known) != count:
-            raise UserError(
-                f"`known` must be a list with one dict for each of the {count} images, {{}} for none known."
-            )
-        for row, labels in zip(told, known):
-            for label, value in labels.items():
-                if label not in self.classes:
-                    raise UserError(
-                        f"`known` names {label!r}, which is no label of this run{nearest(label, self.classes)}."
-                    )
-                if value not in (0, 1):
-                    raise UserError(f"`known` has {label!r}: {value!r}; 1 means present, 0 absent.")
-                row[:, self.classes.index(label)] = 1, value
-        return told
 
     def scores(self, images: Sequence[Any], *, known: Known | None = None) -> np.ndarray:
         """(N l) probabilities.
@@ -240,7 +217,8 @@ def load(
         if "eval_known" not in keywords(find("systems", config.system.name)):
             raise UserError(f"The system {config.system.name!r} cannot be told labels; leave out --known.")
         config.system.eval_known = float(known)
-    run = experiment.assemble(config, rundir.load_meta(workdir), rundir.load_preprocessing(workdir))
+    meta, values = rundir.load_meta(workdir), rundir.load_preprocessing(workdir)
+    run = experiment.assemble(config, meta, values, training=False)
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
     with Checkpoints(folders[-1], keep_best_of="mAP", read_only=True) as checkpoints:
         step = checkpoints.latest if which == "last" else checkpoints.best
@@ -290,26 +268,7 @@ def photos(paths: Iterable[str]) -> Iterator[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("predict", __doc__)
-    parser.add_argument("photos", nargs="+", metavar="PHOTO_OR_FOLDER")
-    parser.add_argument("--workdir", required=True, help="run directory")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a label")
-    parser.add_argument("--top", type=int, help="at most so many labels per photo; also below the threshold")
-    parser.add_argument("--overlay", help="folder for a picture of the attention per photo and label")
-    parser.add_argument(
-        "--labels", help="names to score in place of the run's, of a zero-shot ML-Decoder: zebra,giraffe"
-    )
-    parser.add_argument(
-        "--vectors", help="where their vectors are: a file with names, or glove; else where the run's are"
-    )
-    parser.add_argument("--known", help="labels that are known of all photos, of a C-Tran: dog=1,cat=0")
-    args = parser.parse_args(argv)
-    known = None if args.known is None else told(args.known)
-    if not 0 <= args.threshold <= 1:
-        raise UserError(f"--threshold={args.threshold:g} is no probability; it must be from 0 to 1.")
-    if args.top is not None and args.top < 1:
-        raise UserError(f"--top={args.top} asks for no label; it must be at least 1.")
+    args = parsed(argv)
     chosen = list(photos(args.photos))
     overlays = Overlays(args.overlay) if args.overlay else None
     run = load(args.workdir)
@@ -325,26 +284,40 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps({"image": str(path), "error": str(error)}), flush=True)
 
-    for paths, scores, out in run.stream(chosen, skip, known=[known] * len(chosen) if known else None):
+    for paths, scores, out in run.stream(chosen, skip, known=[args.known] * len(chosen) if args.known else None):
         show(run, paths, scores, args)
         if overlays is not None:
             threshold, maps = least(args), run.maps(out)
             for path, row, attention in zip(paths, scores, maps):
-                overlays.write(path, {n: attention[run.classes.index(n)] for n in run.labels(row, threshold, args.top)})
+                overlays.write(path, run.labels(row, threshold, args.top), dict(zip(run.classes, attention)))
     if failed:
         print(f"mljax: {len(failed)} of {len(chosen)} photos could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def told(text: str) -> dict[str, int]:
-    """ "dog=1,cat=0" -> {"dog": 1, "cat": 0}."""
-    found = {}
-    for item in text.split(","):
-        name, _, value = item.rpartition("=")
-        if not name.strip() or value.strip() not in ("0", "1"):
-            raise UserError(f"--known={text}: {item!r} is no LABEL=1 (present) or LABEL=0 (absent).")
-        found[name.strip()] = int(value)
-    return found
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, `known` as {label: 0 or 1}; raises UserError for values that make no sense."""
+    parser = Parser("predict", __doc__)
+    parser.add_argument("photos", nargs="+", metavar="PHOTO_OR_FOLDER")
+    parser.add_argument("--workdir", required=True, help="run directory")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a label")
+    parser.add_argument("--top", type=int, help="at most so many labels per photo; also below the threshold")
+    parser.add_argument("--overlay", help="folder for a picture of the attention per photo and label")
+    parser.add_argument(
+        "--labels", help="names to score in place of the run's, of a zero-shot ML-Decoder: zebra,giraffe"
+    )
+    parser.add_argument(
+        "--vectors", help="where their vectors are: a file with names, or glove; else where the run's are"
+    )
+    parser.add_argument("--known", help="labels that are known of all photos, of a C-Tran: dog=1,cat=0")
+    args = parser.parse_args(argv)
+    args.known = None if args.known is None else from_text(args.known)
+    if not 0 <= args.threshold <= 1:
+        raise UserError(f"--threshold={args.threshold:g} is no probability; it must be from 0 to 1.")
+    if args.top is not None and args.top < 1:
+        raise UserError(f"--top={args.top} asks for no label; it must be at least 1.")
+    return args
 
 
 def least(args: argparse.Namespace) -> float:

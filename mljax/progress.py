@@ -3,9 +3,10 @@
 import contextlib
 import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,15 +102,19 @@ class Writer:
         named = {f"stage{stage}/{name}" if stage else name: value for name, value in values.items()}
         self._events.add(step, {name: value for name, value in named.items() if value is not None}, when)
 
-    def model_table(self, params: Any, workdir: Path) -> None:
-        """clu's table of every parameter into model.txt; its sums by module to the terminal."""
+    def model_table(self, params: Any, workdir: Path, frozen: Collection[str] = ()) -> None:
+        """clu's table of every parameter into model.txt; its sums by module to the terminal.
+
+        Args:
+          frozen: paths of parameters that are not trained, "backbone/stem/kernel".
+        """
         from clu import parameter_overview
 
         from mljax.rundir import write_text
 
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         write_text(workdir / "model.txt", table + "\n")
-        self.line(by_module(params))
+        self.line(by_module(params, frozen))
 
     @contextlib.contextmanager
     def task(self) -> Iterator[Callable[[str, int, int], None]]:
@@ -192,13 +197,14 @@ class Meter:
         if self.bar is not None:
             self.bar.update(self.task, info=text)
 
-    def update(self, step: int, metrics: dict[str, float], stage: int) -> None:
-        now = time.perf_counter()
+    def update(self, lines: list[tuple[int, dict[str, float]]], stage: int) -> None:
+        """Metrics up to some steps, which were fetched together; the last is the one that is shown."""
+        now, (step, metrics) = time.perf_counter(), lines[-1]
         done, seconds = step - self.mark[0], now - self.mark[1]
         rate = done * self.batch_size / seconds if done else None
         self.mark = (step, now)
-        kept = {**metrics} if rate is None else {**metrics, "images_per_s": round(rate, 2)}
-        self.writer.scalars(step, kept, stage)
+        for at, values in lines:
+            self.writer.scalars(at, values if rate is None else {**values, "images_per_s": round(rate, 2)}, stage)
         info = [f"loss {metrics['loss']:#.4g}"]
         if rate is not None:
             left = (now - self.began - self.paused) / (step - self.first) * (self.total - step)
@@ -228,24 +234,31 @@ class Meter:
             self.bar = None
 
 
-def by_module(params: Any) -> str:
-    """Parameters of every module of the system, one level deep, and their sum; in numbers and in MB."""
-    import jax
-    import numpy as np
+def by_module(params: Any, frozen: Collection[str] = ()) -> str:
+    """Parameters of every module of the system, one level deep, and their sum: how many, how many of them are trained,
+    MB, and arrays.
 
-    rows = []
-    for name, tree in params.items():
-        leaves = jax.tree.leaves(tree)
-        size = sum(int(np.prod(x.shape)) for x in leaves)
-        rows.append((name, f"{size:,}", f"{sum(x.nbytes for x in leaves) / 1e6:,.2f}", len(leaves), size))
-    total = sum(row[4] for row in rows)
-    size = sum(x.nbytes for x in jax.tree.leaves(params))
-    rows.append(("in all", f"{total:,}", f"{size / 1e6:,.2f}", sum(row[3] for row in rows), total))
-    width = max(len("module"), *(len(row[0]) for row in rows))
-    numbers = max(len("parameters"), *(len(row[1]) for row in rows))
-    lines = [f"{'module':<{width}}  {'parameters':>{numbers}}  {'MB':>8}  {'arrays':>6}"]
-    lines += [f"{row[0]:<{width}}  {row[1]:>{numbers}}  {row[2]:>8}  {row[3]:>6}" for row in rows]
-    return "\n".join(lines)
+    Args:
+      frozen: paths of those that are not trained, "backbone/stem/kernel".
+    """
+    from mljax.groups import paths
+
+    modules: dict[str, list[tuple[int, int, int]]] = {}
+    for path, x in paths(params).items():
+        size = int(math.prod(x.shape))
+        modules.setdefault(path.partition("/")[0], []).append((size, 0 if path in frozen else size, x.nbytes))
+    modules["in all"] = [leaf for leaves in modules.values() for leaf in leaves]
+    rows = [("module", "parameters", "trained", "MB", "arrays")]
+    for name, leaves in modules.items():
+        size, trained, memory = (sum(column) for column in zip(*leaves))
+        rows.append(
+            (name, f"{size:,}", f"{trained:,}" if trained else "frozen", f"{memory / 1e6:,.2f}", f"{len(leaves)}")
+        )
+    wide = [max(len(row[i]) for row in rows) for i in range(5)]
+    wide[3] = max(wide[3], 8)
+    return "\n".join(
+        "  ".join([row[0].ljust(wide[0]), *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:]))]) for row in rows
+    )
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from mljax import weight_files
 from mljax.errors import UserError, nearest
@@ -256,7 +257,7 @@ def to_run(paths: Sequence[str], config: Any, workdir: Path, classes: Sequence[s
     variables = convert(state, run.system, config.backbone.name, variables, files[0])
     rundir.open_run(workdir, config)
     rundir.save_meta(workdir, meta, values)
-    tx = train.make_optimizer(config, variables["params"], 1, (".*",))
+    tx = optax.set_to_zero()  # nothing is trained: no optimiser's memory is kept
     with Checkpoints(workdir / "checkpoints" / "0", keep_best_of="mAP") as checkpoints:
         state = train.create_state(jax.tree.map(jnp.asarray, variables), tx, ema=0.0, seed=config.seed)
         checkpoints.save(0, state, meta={"stage": 0, "step": 0, "kind": "raw", "source": [f.name for f in files]})

@@ -146,6 +146,25 @@ def _cvt(stage: str) -> Describe:
     return describe
 
 
+_VITS = {(12, 768): "base", (24, 1024): "large"}
+
+
+def _vit(blocks: str, patches: str, positions: str) -> Describe:
+    """What the names of the blocks begin with, the patches' kernel, and the table of positions."""
+
+    def describe(state: State, prefix: str) -> Guess:
+        count, kernel, table = _count(state, prefix + blocks), *(state.get(prefix + x) for x in (patches, positions))
+        width, patch = (0, 0) if kernel is None else (kernel.shape[0], kernel.shape[-1])
+        size = _VITS.get((count, width))
+        if size is None or patch != 16:
+            return Guess(f"a ViT of {count} blocks", prefix)
+        usual = "" if table is None or table.ndim != 3 else f"_{round((table.shape[1] - 1) ** 0.5) * patch}"
+        archs = sorted(_named(f"vit_{size}_{patch}"), key=lambda name: not name.endswith(usual))
+        return Guess(f"a ViT-{size[0].upper()} with patches of {patch} pixels", prefix, tuple(archs))
+
+    return describe
+
+
 def _mobilenet(state: State, prefix: str) -> Guess:
     return Guess("a Keras MobileNetV1", "", _named("mobilenet_v1"))
 
@@ -164,13 +183,17 @@ _NETS: tuple[tuple[str, Describe], ...] = (
     (r"encoder\.stages\.0\.layers\.0\.layer\.0\.convolution\.weight", _resnet(_STAGES, *_TRANSFORMERS)),
     (r"layer1\.0\.conv1\.weight", _resnet(tuple(f"layer{i}." for i in range(1, 5)), *_TORCH)),
     (r"4\.0\.conv1\.weight", _resnet(tuple(f"{i}." for i in range(4, 8)), *_TORCH)),
+    # not after "layers.0.", as in a Swin of version 2
+    (r"(?<!layers\.0\.)blocks\.0\.attn\.qkv\.weight", _vit("blocks.", "patch_embed.proj.weight", "pos_embed")),
+    (
+        r"encoder\.layer\.0\.attention\.attention\.query\.weight",
+        _vit("encoder.layer.", "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"),
+    ),
 )
 # Nets that we have no backbone for.
 _STRANGERS = (
     (r"(?:visual\.conv1\.weight|vision_model\.embeddings\..*|logit_scale)", "a CLIP"),
     (r"layers\.0\.blocks\.0\.attn\.(?:logit_scale|cpb_mlp.*)", "a Swin of version 2"),
-    (r"blocks\.0\.attn\.qkv\.weight", "a ViT"),
-    (r"encoder\.layer\.0\.attention\.attention\.query\.weight", "a ViT"),
     (r"encoder\.layers\.encoder_layer_0\..*", "a ViT"),
     (r"transformer\.decoder\.layers\.0\..*", "a transformer decoder (DETR, Query2Label) without its backbone"),
     (r"encoder\.layer\.0\.attention\.self\.query\.weight", "a BERT"),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax.errors import UserError, nearest
 from mljax.merge import nest
 
 WEIGHTS = ("params", "variables", "ema")  # fields of TrainState that prediction needs; the others are read to train on
@@ -51,6 +52,37 @@ def sealed(
 def digest(record: Mapping[str, Any]) -> str:
     """CRC-32 of a record without its own digest."""
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+
+
+def compare(saved: Mapping[str, Any], wanted: Mapping[str, tuple[str, tuple[int, ...]]], *, where: str) -> None:
+    """The leaves of a record beside those of a template, {path: (dtype, shape)}.
+
+    Args:
+      where: what a sentence about them begins with.
+    Raises:
+      UserError: a leaf that is missing, left over, or of another shape or dtype.
+    """
+    advice = "restore it with the config that it was trained with"
+    for path in wanted:
+        if path not in saved:
+            raise UserError(f"{where} has no {path}{nearest(path, saved)}; {advice}.")
+    for path, (dtype, shape, _) in saved.items():
+        if path not in wanted:
+            raise UserError(f"{where} has {path}, which this model or optimiser has not; {advice}.")
+        if tuple(shape) != wanted[path][1]:
+            raise UserError(f"{where} has {path} with shape {tuple(shape)}, not {wanted[path][1]}; {advice}.")
+        if dtype != wanted[path][0]:
+            raise UserError(f"{where} has {path} as {dtype}, not {wanted[path][0]}; {advice}.")
+
+
+def fault(path: str, entry: tuple[str, tuple[int, ...], str], leaf: Any) -> str:
+    """What is wrong with an array that was read, by its entry in the record; empty if it is what was saved."""
+    if not isinstance(leaf, np.ndarray):
+        return f"it holds no {path}"
+    dtype, shape, digest = entry
+    if [*kind(leaf), crc(leaf)] != [dtype, tuple(shape), digest]:
+        return f"the bytes of {path} are not those that were saved"
+    return ""
 
 
 def is_json(path: Path) -> bool:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -37,6 +38,8 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "mljax"),
     *("pillow", "simplejpeg", "opencv-python-headless"),  # who decodes and resizes
 )
+# What a start writes before anything is trained; the next one writes all of it anew.
+OF_A_START = ("config.json", "env.json", "preprocessing.json", "meta.npz", "model.txt")
 
 
 @contextlib.contextmanager
@@ -118,7 +121,7 @@ def open_run(workdir: Path, config: Config) -> None:
         return
     if workdir.is_file():
         raise UserError(f"The workdir {workdir} is a file; choose another --workdir.")
-    if not path.is_file() and workdir.is_dir() and any(not p.name.startswith(".") for p in workdir.iterdir()):
+    if not path.is_file() and workdir.is_dir() and _visible(workdir):
         raise UserError(f"{workdir} is not empty and holds no run of mljax; choose another --workdir.")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -126,6 +129,32 @@ def open_run(workdir: Path, config: Config) -> None:
         raise UserError(f"The workdir {workdir} cannot be made ({error.strerror}); choose another --workdir.") from None
     write_text(path, to_json(config))
     write_text(workdir / "env.json", json.dumps(environment(config), indent=2))
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, config: Config) -> Iterator[None]:
+    """`open_run` for as long as a run lasts: a start that fails before it trains leaves behind what was there before.
+
+    Only of a directory that was absent or empty; one that holds an earlier run, or anything else, stays as it is.
+    """
+    absent = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]
+    empty = workdir in absent or (workdir.is_dir() and not _visible(workdir))
+    try:
+        open_run(workdir, config)
+        yield
+    except BaseException:
+        if empty and untouched(workdir):
+            with contextlib.suppress(OSError):
+                for name in OF_A_START:
+                    (workdir / name).unlink(missing_ok=True)
+                shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+                for folder in absent:
+                    folder.rmdir()  # not if somebody else put something there meanwhile
+        raise
+
+
+def _visible(folder: Path) -> bool:
+    return any(not p.name.startswith(".") for p in folder.iterdir())
 
 
 def environment(config: Config) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 import contextlib
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from mljax.data import features, loader
 from mljax.data.files import some
 from mljax.errors import Full, UserError, exhausted, nearest
 from mljax.experiment import Experiment
-from mljax.groups import freeze_matching, label_tables, without_label_tables
+from mljax.groups import all_groups, frozen_paths, without_label_tables
 from mljax.interrupt import Stop, interruptible
 from mljax.types import Config, TrainState
 
+LATE = 2  # steps that the devices have before them while the host looks at the numbers of the one before
 OWN_KEYS = ("epochs", "batch_size", "metric")  # of config.optim, read here; the rest is the optimiser's
 
 
@@ -34,8 +36,7 @@ def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tu
     for key in section:
         if key not in allowed:
             raise UserError(f"config.optim has no setting {key!r}{nearest(key, allowed | set(OWN_KEYS))}.")
-    own = section.get("groups", ())
-    section["groups"] = (*freeze_matching(params, frozen), *label_tables(params, own), *own)
+    section["groups"] = all_groups(params, frozen, section.get("groups", ()))
     total = steps_per_epoch * config.optim.epochs
     return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)
 
@@ -102,18 +103,14 @@ def fit(config: Config, workdir: str | Path) -> dict[str, Any]:
     stages = rundir.stage_configs(config)
     for stage in stages:
         check(stage)
-    rundir.open_run(workdir, config)
-    with progress.Writer(workdir) as writer:
+    with rundir.opened(workdir, config), progress.Writer(workdir) as writer:
         report = evaluate.finished(workdir)
         if report is not None:
             return report
         for index, stage in enumerate(stages):
-            try:
-                report = Stage(stage, workdir, index, len(stages), writer).run()
-            except (MemoryError, RuntimeError) as error:
-                if not exhausted(error):
-                    raise
-                raise Full(stage.optim.batch_size, stage.input.size, index + 1, len(stages)) from error
+            found = Stage(stage, workdir, index, len(stages), writer)
+            with found.fitting("optim"):
+                report = found.run()
         assert report is not None
         return report
 
@@ -122,13 +119,24 @@ class Stage:
     """One stage of a run: its objects, and the loop over them."""
 
     def __init__(self, config: Config, workdir: Path, index: int, count: int, writer: progress.Writer):
-        self.config, self.workdir, self.index, self.last = config, workdir, index, index == count - 1
+        self.config, self.workdir, self.index, self.count = config, workdir, index, count
         self.label = f"stage {index + 1}/{count} " if count > 1 else ""
         self.writer = writer
         self.folder = workdir / "checkpoints" / f"{index}"
         self.scored: dict[str, tuple[int, Any]] = {}  # "raw" or "ema" -> step and scores of the last evaluation
         self.devices = parallel.devices_for(config.devices)
         parallel.check_batch(config.optim.batch_size, len(self.devices))
+
+    @contextlib.contextmanager
+    def fitting(self, section: str) -> Iterator[None]:
+        """A memory that is full inside says whose batch_size it is: that of config.optim, or of config.eval."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not exhausted(error):
+                raise
+            config = self.config
+            raise Full(section, config[section].batch_size, config.input.size, self.index + 1, self.count) from error
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the stage; the last stage is scored and reported."""
@@ -139,9 +147,10 @@ class Stage:
             if int(state.step) < self.total:
                 self.writer.resume(self.index, int(state.step))
                 state = self._loop(state)
-            if not self.last:
+            if self.index < self.count - 1:
                 return {}
-            return evaluate.finish(self, state)
+            with self.fitting("eval"):
+                return evaluate.finish(self, state)
 
     # --- what a stage needs ----------------------------------------------------------------------------------------
 
@@ -171,8 +180,7 @@ class Stage:
             self.writer.line(f"{self.train.name} has no image with {some(absent, 8)}: nothing is learnt of these")
 
     def _objects(self) -> None:
-        meta = experiment.make_meta(self.config, self.train)
-        values = experiment.preprocessing(self.config)
+        meta, values = experiment.facts(self.config, self.train)
         rundir.save_meta(self.workdir, meta, values)
         self.experiment = experiment.assemble(self.config, meta, values)
         self.eval = evaluate.without_given(self.experiment, self.eval)
@@ -186,7 +194,8 @@ class Stage:
         self.tx = make_optimizer(config, variables["params"], self.steps_per_epoch, frozen)
         state = jax.jit(lambda v: create_state(v, self.tx, ema=config.ema, seed=config.seed))(variables)
         if self.index == 0 and self.checkpoints.latest is None:
-            self.writer.model_table(variables["params"], self.workdir)
+            fixed = frozen_paths(variables["params"], frozen, config.optim.get("groups", ()))
+            self.writer.model_table(variables["params"], self.workdir, fixed)
         self.step, self.place_state, self.place = parallel.compile_step(
             make_step(self.experiment, self.tx), config.parallel, self.devices
         )
@@ -267,14 +276,19 @@ class Stage:
             for step in range(start, self.total):
                 if step % self.steps_per_epoch == 0:
                     state = self._refresh(state, step // self.steps_per_epoch)
-                state, metrics = self.step(state, next(batches))
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, metrics = self.step(state, next(batches))
                 pending.append((step, metrics))
-                done = step + 1
+                done, late = step + 1, step + 1 - LATE
                 if step == start:
                     meter.compiled(done)
+                if len(pending) > LATE:
+                    jax.block_until_ready(pending[-LATE - 1][1]["loss"])
                 leave = bool(asked)  # once: a signal that comes later must not save what _log has not seen
-                if done % config.log_every == 0 or done % every == 0 or done == self.total or leave:
-                    self._log(pending, meter)
+                if done % every == 0 or done == self.total or leave:
+                    self._log(pending, done, meter)
+                elif late % config.log_every == 0 and pending[0][0] < late:
+                    self._log(pending, late, meter)
                 if done % every == 0 or done == self.total:
                     state = self._evaluate(state, done, meter)
                 elif leave:
@@ -287,17 +301,24 @@ class Stage:
         self.checkpoints.wait()
         return state
 
-    def _log(self, pending: list[tuple[int, Any]], meter: progress.Meter) -> None:
-        """Fetch what the steps since the last line measured; a loss that is no number ends the run here."""
-        fetched = jax.device_get(pending)
-        pending.clear()
+    def _log(self, pending: list[tuple[int, Any]], until: int, meter: progress.Meter) -> None:
+        """Fetch what the steps before `until` measured, a line for each config.log_every of them.
+
+        A loss that is no number ends the run here. Steps from `until` on stay in flight.
+        """
+        ripe = [entry for entry in pending if entry[0] < until]
+        del pending[: len(ripe)]
+        fetched = jax.device_get(ripe)
         for step, metrics in fetched:
             if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
                 loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
                 raise self.diverged(f"The loss of step {step} is {loss:.4g} (gradient norm {norm:.3g})")
-        step, metrics = fetched[-1]
-        mean = {k: float(np.mean([m[k] for _, m in fetched])) for k in metrics}
-        meter.update(step + 1, mean | {"lr": float(metrics["lr"])}, self.index)
+        lines = []
+        for _, group in itertools.groupby(fetched, key=lambda entry: entry[0] // self.config.log_every):
+            steps, values = zip(*group)
+            mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+            lines.append((steps[-1] + 1, mean | {"lr": float(values[-1]["lr"])}))
+        meter.update(lines, self.index)
 
     def diverged(self, what: str) -> Diverged:
         """The error that ends a run whose numbers are none; only what was good before is kept."""
@@ -317,7 +338,8 @@ class Stage:
 
         def score(split: str = "train", view: str | None = None, entries: np.ndarray | None = None) -> Any:
             source, maps = (self.train, self.cached and self.cached.maps) if split == "train" else (self.eval, None)
-            return self.scorer.outputs(variables, source, view, self.config, maps, entries)
+            with self.fitting("eval"):
+                return self.scorer.outputs(variables, source, view, self.config, maps, entries)
 
         changed = refresh(jax.device_get(state.variables), score, epoch)
         return self.place_state(dataclasses.replace(state, variables=changed))
@@ -326,10 +348,11 @@ class Stage:
         began = time.perf_counter()
         meter.say("evaluating")
         try:
-            found = evaluate.raw_and_ema(self, state)
+            with self.fitting("eval"):
+                found = evaluate.raw_and_ema(self, state)
         except Diverged:
             raise
-        except UserError:  # an image of the split cannot be read: what was trained is kept
+        except UserError:  # an image of the split cannot be read, or its batch does not fit: what was trained is kept
             self._save(state, step, None)
             raise
         metrics = {

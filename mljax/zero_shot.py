@@ -15,9 +15,10 @@ import numpy as np
 
 from mljax import experiment
 from mljax.build import find
-from mljax.data.labels import UNNAMED, key, spelled_twice
+from mljax.data.labels import key, spelled_twice
 from mljax.data.source import Source
 from mljax.data.unseen import columns, named
+from mljax.data.word_vectors import UNNAMED
 from mljax.errors import UserError, nearest
 from mljax.types import Config, Meta
 

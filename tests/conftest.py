@@ -2,12 +2,15 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -33,6 +36,16 @@ def golden_file(name: str) -> Path:
         if path.is_file():
             return path
     pytest.skip(f"golden case {name} is not on this machine")
+
+
+def weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The authors' parameters in a golden case, by their names: what stands behind "w/"."""
+    return {name.removeprefix("w/"): arrays[name] for name in arrays if name.startswith("w/")}
+
+
+def close(got: Any, wanted: Any, **tolerance: float) -> None:
+    """Within the tolerance of golden cases, or another."""
+    np.testing.assert_allclose(got, wanted, **({"rtol": 1e-4, "atol": 1e-5} | tolerance))
 
 
 @pytest.fixture(scope="session")

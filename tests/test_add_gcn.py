@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import golden_file
+from conftest import close, golden_file, weights
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
@@ -33,10 +33,6 @@ def batch(feature_map=None):
     return {"endpoints": {"32": x}, "labels": labels, **rest}
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def golden():
     return np.load(golden_file("add_gcn.npz"))
@@ -44,7 +40,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def state(golden):
-    return {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
+    return weights(golden)
 
 
 def test_golden_case_through_the_conversion(golden, state):

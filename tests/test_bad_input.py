@@ -685,9 +685,9 @@ def test_the_line_of_training(tmp_path, monkeypatch):
     with writer, Meter(writer, "", 0, 1001, 32) as meter:
         now[0] = 60.0
         meter.compiled(1)
-        meter.update(1, {"loss": 0.7}, 0)
+        meter.update([(1, {"loss": 0.7})], 0)
         now[0] = 80.0
-        meter.update(101, {"loss": 0.123456}, 0)
+        meter.update([(101, {"loss": 0.123456})], 0)
         meter.evaluated({"raw": {"mAP": None, "OF1": 50.0}}, 100.0)
     assert writer.console.file.getvalue().splitlines() == [
         "compiled in 60 s",
@@ -709,9 +709,52 @@ def test_the_line_of_training(tmp_path, monkeypatch):
 def test_the_table_of_a_model_is_by_module():
     params = {"backbone": {"a": np.zeros((1000, 300), np.float32), "b": np.zeros(7, np.float32)}, "head": np.zeros(5)}
     assert progress.by_module(params).splitlines() == [
-        "module    parameters        MB  arrays",
-        "backbone     300,007      1.20       2",
-        "head               5      0.00       1",
-        "in all       300,012      1.20       3",
+        "module    parameters  trained        MB  arrays",
+        "backbone     300,007  300,007      1.20       2",
+        "head               5        5      0.00       1",
+        "in all       300,012  300,012      1.20       3",
+    ]
+    assert progress.by_module(params, {"backbone/a", "backbone/b"}).splitlines()[1:] == [
+        "backbone     300,007   frozen      1.20       2",
+        "head               5        5      0.00       1",
+        "in all       300,012        5      1.20       3",
+    ]
+    assert progress.by_module(params, {"backbone/a"}).splitlines()[1].split() == [
+        "backbone",
+        "300,007",
+        "7",
+        "1.20",
+        "2",
     ]
     assert [progress.duration(s) for s in (8.4, 99, 125, 11220)] == ["8 s", "99 s", "2 min 05 s", "3 h 07 min"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained"),
+    [
+        ({"backbone__frozen": "all"}, {"backbone": "frozen"}),
+        ({"optim__groups": (("^backbone/", {"frozen": True}),)}, {"backbone": "frozen"}),
+        ({"backbone__frozen": "stem"}, {"backbone": "fewer"}),
+        ({}, {}),
+    ],
+)
+def test_a_run_begins_with_what_is_trained(tmp_path, monkeypatch, capsys, changes, trained):
+    """What the backbone keeps frozen, and what the config's groups do."""
+    monkeypatch.setattr(train.parallel, "compile_step", lambda *_: (_ for _ in ()).throw(UserError("here it ends")))
+    with pytest.raises(UserError, match="here it ends"):
+        train.fit(small(**changes), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    head = next(
+        i for i, line in enumerate(lines) if line.split() == ["module", "parameters", "trained", "MB", "arrays"]
+    )
+    rows = {}
+    for line in lines[head + 1 :]:
+        name, count, of_these, *_ = line.rsplit(maxsplit=4)
+        rows[name] = (int(count.replace(",", "")), 0 if of_these == "frozen" else int(of_these.replace(",", "")))
+    whole = rows.pop("in all")
+    assert whole == tuple(map(sum, zip(*rows.values()))) and set(rows) > {"backbone"}
+    for name, (count, of_these) in rows.items():
+        told = trained.get(name)
+        assert of_these == (0 if told == "frozen" else of_these if told else count) and (
+            told != "fewer" or of_these < count
+        )

@@ -1,5 +1,6 @@
 """The benchmark's arithmetic: ratios of given timings, FLOPs counted by hand, folding, batches that fit, sentences."""
 
+import gzip
 import json
 import shlex
 import sys
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import bench, bench_loop, bench_model, bench_scale, evaluate, fold, main, timing, train
-from mljax.backbones import cvt, mobilenet, resnet, small, tresnet
+from mljax import evaluate, fold, main, timing, train
+from mljax.backbones import _common, cvt, mobilenet, resnet, small, tresnet
 from mljax.backbones._common import conv
+from mljax.bench import command, hlo, loop, report, scale, target
+from mljax.bench import model as bench_model
 from mljax.errors import UserError
 
 # --- ratios and figures ----------------------------------------------------------------------------------------------
@@ -49,11 +52,11 @@ def test_sides_take_turns_and_rounds_go_back_and_forth(monkeypatch):
 def test_figures_of_given_timings():
     turns = timing.Turns({"mljax": [0.5], "torch": [0.4]}, {"mljax": [1.0], "torch": [0.5]})
     made = bench_model.Program(lambda: None, flops=4e9, memory=7, trace_seconds=0, compile_seconds=0)
-    found = bench.summary(turns, made, 5, size=8, peak=16e9, devices=2)
+    found = report.summary(turns, made, 5, size=8, peak=16e9, devices=2)
     assert found["images_per_s"] == 16 and found["flops_per_s"] == 8e9 and found["share_of_peak"] == 0.5
     assert found["flops_per_image"] == 1e9  # 4e9 on each of two devices, 8 images
     assert found["torch"] == {"seconds": 0.4, "images_per_s": 20, "time_ratio": 1.25, "cpu_ratio": 2.0}
-    text = "\n".join(bench.lines("train", found))
+    text = "\n".join(report.lines("train", found))
     assert "16.0 images/s" in text and "1.25 times" in text and "50.0 % of the device's peak" in text
 
 
@@ -61,7 +64,7 @@ def test_share_of_a_matrix_product():
     """A program of as many FLOPs as the product, in twice its time, runs at half its rate."""
     turns = timing.Turns({"mljax": [2.0], "product": [1.0]}, {"mljax": [2.0], "product": [1.0]})
     made = bench_model.Program(lambda: None, flops=2.0 * 2048**3, memory=None, trace_seconds=0, compile_seconds=0)
-    assert bench.summary(turns, made, None, 8, None, 1)["share_of_product"] == 0.5
+    assert report.summary(turns, made, None, 8, None, 1)["share_of_product"] == 0.5
 
 
 def test_known_peaks():
@@ -81,14 +84,14 @@ def test_flops_of_a_convolution_by_hand(size, stride):
 
 
 def test_shares_add_up():
-    found = bench_loop.Shares(steps=4, total=8.0, input=2.0, evaluation=1.0).percent()
+    found = loop.Shares(steps=4, total=8.0, input=2.0, evaluation=1.0).percent()
     assert found == {"step": 62.5, "input": 25.0, "evaluation": 12.5}
 
 
 def test_exponent_of_a_power():
     values = [10, 20, 40, 80]
-    assert bench_scale.exponent(values, [3.0 * v**2 for v in values]) == pytest.approx(2.0)
-    assert bench_scale.exponent([5], [1.0]) is None
+    assert scale.exponent(values, [3.0 * v**2 for v in values]) == pytest.approx(2.0)
+    assert scale.exponent([5], [1.0]) is None
 
 
 # --- a model ---------------------------------------------------------------------------------------------------------
@@ -213,10 +216,10 @@ def test_a_step_that_is_exhausted_does_not_fit(monkeypatch):
 def test_find_batch_command(capsys):
     """Half of what a batch of 64 holds fits less than 64, and what is found does fit."""
     flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32"]
-    model = bench_model.Model(bench.configured(*reversed(bench.arguments(flags))))
+    model = bench_model.Model(command.configured(*reversed(command.arguments(flags))))
     need = {size: model.training(size).memory for size in (32, 64)}
     limit = (need[32] + need[64]) / 2
-    assert bench.main([*flags, "--find-batch", f"--memory={limit / 1e9}"]) == 0
+    assert command.main([*flags, "--find-batch", f"--memory={limit / 1e9}"]) == 0
     found = int(capsys.readouterr().out.split("batch_size=")[1])
     assert 32 <= found < 64 and model.training(found).memory <= limit
 
@@ -232,8 +235,8 @@ FULL = (
 def advised(err):
     """The last line on stderr, and the words of the command that it tells."""
     line = err.strip().splitlines()[-1]
-    told, _, command = line.partition("found by: python -m mljax.bench ")
-    return told, shlex.split(command)
+    told, _, words = line.partition("found by: python -m mljax.bench ")
+    return told, shlex.split(words)
 
 
 @pytest.mark.parametrize("text", FULL)
@@ -252,8 +255,55 @@ def test_a_full_memory_ends_training_in_one_sentence(text, monkeypatch, capsys, 
     told, words = advised(capsys.readouterr().err)
     assert "batch of 24 at 32 pixels does not fit" in told
     assert words == [w for w in argv if "batch_size" not in w] + ["--find-batch"]
-    found = bench.configured(*reversed(bench.arguments(words)))
+    found = command.configured(*reversed(command.arguments(words)))
     assert found.backbone.widths == (4, 4, 4, 4) and found.optim.batch_size == 16
+
+
+def test_a_full_evaluation_keeps_what_was_trained(monkeypatch, capsys, tmp_path):
+    """The sentence names the evaluation's batch, and the run goes on with a smaller one where it was."""
+    scores, sizes = evaluate.Scorer.scores, []
+
+    def limited(self, variables, source, maps, config):
+        sizes.append(config.eval.batch_size)
+        if config.eval.batch_size > 8:
+            raise jax.errors.JaxRuntimeError(FULL[0])
+        return scores(self, variables, source, maps, config)
+
+    monkeypatch.setattr(evaluate.Scorer, "scores", limited)
+    monkeypatch.setattr(main, "setup_jax", lambda: None)
+    argv = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--config.eval.batch_size=32"]
+    argv += ["--config.backbone.widths=(4, 4, 4, 4)", "--config.input.size=32", f"--workdir={tmp_path / 'run'}"]
+    assert main.guarded(lambda: main.main(argv)) == 2
+    told, words = advised(capsys.readouterr().err)
+    assert "An evaluation batch of 32 at 32 pixels does not fit" in told
+    assert words[-2:] == ["--find-batch", "--only=infer"] and not any("eval.batch_size" in w for w in words)
+    kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints" / "0").glob("[0-9]*"))
+    assert main.guarded(lambda: main.main([*argv, "--config.eval.batch_size=8"])) == 0
+    assert f"resumed at step {kept} of" in capsys.readouterr().err and sizes[:2] == [32, 8]
+    assert (tmp_path / "run" / "report.json").is_file()
+
+
+def test_find_batch_of_an_evaluation(capsys):
+    """It holds no gradients and no optimiser, so more fits than of training."""
+    flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32", "--find-batch"]
+    model = bench_model.Model(command.configured(*reversed(command.arguments(flags))))
+    limit = model.training(32).memory
+    assert command.main([*flags, "--only=infer", f"--memory={limit / 1e9}"]) == 0
+    text, _, found = capsys.readouterr().out.strip().rpartition("eval.batch_size=")
+    assert text.startswith("The largest evaluation batch") and int(found) > 32
+    assert model.inference(int(found)).memory <= limit
+
+
+def test_find_batch_of_a_stage(monkeypatch, capsys):
+    """What is printed is a flag that the run takes."""
+    monkeypatch.setattr(bench_model, "fits", lambda model, limit, size, **_: size <= 40)
+    flags = ["--config=configs/mulcon.py:smoke", "--config.devices=1", "--stage=2", "--find-batch", "--memory=0.5"]
+    assert command.main(flags) == 0
+    flag = capsys.readouterr().out.split(": ")[-1].strip()
+    assert flag.startswith("--config.stages[1].optim.batch_size=")
+    own = [flags[0], flag]
+    sizes = [command.configured(own, command.arguments([f"--stage={n}"])[0]).optim.batch_size for n in (1, 2)]
+    assert sizes[1] == int(flag.partition("=")[2]) != sizes[0]
 
 
 def test_a_full_memory_names_the_stage(monkeypatch, capsys, tmp_path):
@@ -270,10 +320,10 @@ def test_a_full_memory_names_the_stage(monkeypatch, capsys, tmp_path):
     assert "batch of 16 at 64 pixels of stage 2 does not fit" in told and "--stage=2" in words
     whole = "--config=configs/mulcon.py:coco2014"
     for stage, (batch, name) in enumerate(((32, "adamw"), (24, "sgd")), 1):
-        found = bench.configured([whole], bench.arguments([f"--stage={stage}"])[0])
+        found = command.configured([whole], command.arguments([f"--stage={stage}"])[0])
         assert (found.optim.batch_size, found.optim.name) == (batch, name)
     with pytest.raises(UserError, match="--stage=3: configs/mulcon.py:coco2014 has 2"):
-        bench.main([whole, "--stage=3"])
+        command.main([whole, "--stage=3"])
 
 
 @pytest.mark.parametrize("parallel, devices", [("jit", 1), ("jit", 2), ("pmap", 2)])
@@ -295,7 +345,7 @@ def test_an_evaluation_compiles_once():
     model = bench_model.Model(config)
     scorer, variables = evaluate.Scorer(model.run, model.devices), model.initial()
     for rows in (5, 17, 64):
-        scores = scorer.scores(variables, bench_loop.source(model.run.meta, rows, "split"), None, config)
+        scores = scorer.scores(variables, loop.source(model.run.meta, rows, "split"), None, config)
         assert scores.shape == (rows, model.run.meta.num_labels)
         assert scorer._scores._cache_size() == 1
 
@@ -308,9 +358,62 @@ def test_shares_of_the_trainers_loop(cached):
     config = tiny()
     if cached:
         config.cache.train_views, config.backbone.frozen = ("32",), "all"
-    found = bench_loop.shares(config, steps=3)
+    found = loop.shares(config, steps=3)
     assert found.steps == 3 and 0 < found.input + found.evaluation < found.total
     assert sum(found.percent().values()) == pytest.approx(100)
+
+
+def test_a_trace_of_the_loop(tmp_path):
+    """The steps are marked as such: what TensorBoard's overview of step times reads."""
+    flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--batch=4", "--size=32"]
+    assert command.main([*flags, "--only=loop", f"--profile={tmp_path}"]) == 0
+    (trace,) = tmp_path.glob("loop/**/perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {e["args"]["step_num"] for e in events if e.get("name") == "train" and "step_num" in e.get("args", {})}
+    assert len(steps) == 12
+
+
+def test_the_host_never_waits_for_the_last_step(monkeypatch, tmp_path):
+    """Metrics are fetched when two later steps are dispatched, and no more than those are ever in flight."""
+    dispatched, done, fetched = [], [], []
+    place, wait, get = train.parallel.compile_step, jax.block_until_ready, jax.device_get
+
+    def counted(*given):
+        step, *rest = place(*given)
+        return (lambda state, batch: (dispatched.append(1), step(state, batch))[1], *rest)
+
+    def waited(x):
+        done.append(len(dispatched))
+        return wait(x)
+
+    def got(x):
+        if isinstance(x, list) and x and isinstance(x[0], tuple):
+            fetched.append((x[-1][0] + 1, len(dispatched)))
+        return get(x)
+
+    monkeypatch.setattr(train.parallel, "compile_step", counted)
+    config = tiny(log_every=4)
+    config.optim.epochs, config.optim.batch_size, config.eval.every = 2, 30, 1
+    monkeypatch.setattr(train.jax, "block_until_ready", waited)
+    monkeypatch.setattr(train.jax, "device_get", got)
+    train.fit(config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["step"] for line in lines if "loss" in line]
+    total = len(dispatched)
+    epoch = total // 2
+    assert losses == sorted({*range(4, total + 1, 4), epoch, total})
+    for until, seen in fetched:
+        assert seen in (until + train.LATE, *((until,) if until in (epoch, total) else ()))
+    assert len(done) >= total - 2 * train.LATE  # in every step but the first ones of an epoch
+
+
+def test_late_items():
+    """Two more are asked for before the first is handed over, none is lost."""
+    asked = []
+    items = evaluate.late(asked.append(i) or i for i in range(5))
+    assert next(items) == 0 and asked == [0, 1, 2]
+    assert list(items) == [1, 2, 3, 4]
+    assert list(evaluate.late(iter([7]))) == [7]
 
 
 def test_overhead_counts_the_trainers_own_steps(monkeypatch):
@@ -322,8 +425,134 @@ def test_overhead_counts_the_trainers_own_steps(monkeypatch):
         return step, place_state, lambda batch: (time.sleep(0.02), placed(batch))[1]
 
     monkeypatch.setattr(train.parallel, "compile_step", slow)
-    turns = bench_loop.overhead(tiny(), rounds=2, steps=4)
+    turns = loop.overhead(tiny(), rounds=2, steps=4)
     assert min(turns.wall["trainer"]) >= 0.02 and len(turns.wall["step"]) == 2
+
+
+# --- compiled programs -----------------------------------------------------------------------------------------------
+
+PROGRAM = """HloModule jit_step, entry_computation_layout={(f32[4,8]{1,0})->f32[8,4]{1,0}}
+
+%fused_move (p0: f32[4,8]) -> bf16[8,4] {
+  %p0 = f32[4,8]{1,0} parameter(0)
+  %t.1 = f32[8,4]{1,0} transpose(%p0), dimensions={1,0}
+  ROOT %c = bf16[8,4]{1,0} convert(%t.1)
+}
+
+%fused_work (p1: f32[4,8]) -> f32[8,4] {
+  %p1 = f32[4,8]{1,0} parameter(0)
+  %t.2 = f32[8,4]{1,0} transpose(%p1), dimensions={1,0}
+  ROOT %m = f32[8,4]{1,0} multiply(%t.2, %t.2)
+}
+
+%fused_free (p2: f32[4,8]) -> f32[32] {
+  %p2 = f32[4,8]{1,0} parameter(0)
+  %b = f32[32]{0} bitcast(%p2)
+  ROOT %n = f32[32]{0} negate(%b)
+}
+
+ENTRY %main (x: f32[4,8]) -> f32[8,4] {
+  %x = f32[4,8]{1,0} parameter(0)
+  %copy.3 = f32[4,8]{0,1} copy(%x), metadata={op_name="jit(step)/conv1"}
+  %moved = bf16[8,4]{1,0} fusion(%x), kind=kLoop, calls=%fused_move
+  %free = f32[32]{0} fusion(%x), kind=kLoop, calls=%fused_free
+  ROOT %worked = f32[8,4]{1,0} fusion(%copy.3), kind=kLoop, calls=%fused_work, metadata={op_name="jit(step)/square"}
+}
+"""
+
+
+def test_copies_of_a_program():
+    found = {m.name: (m.size, m.fused, m.source) for m in hlo.moves(PROGRAM)}
+    assert found == {
+        "copy.3": (128, False, "jit(step)/conv1"),
+        "moved": (64, False, ""),
+        "worked": (128, True, "jit(step)/square"),
+    }
+
+
+LOOP = """HloModule loop
+
+%body (s: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %s = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %v = f32[8]{0} get-tuple-element(%s), index=1
+  %twice = f32[8]{0} add(%v, %v)
+  ROOT %t = (s32[], f32[8]{0}) tuple(%i, %twice)
+}
+
+%condition (c: (s32[], f32[8])) -> pred[] {
+  %c = (s32[], f32[8]{0}) parameter(0)
+  ROOT %less = pred[] constant(true)
+}
+
+ENTRY %main (x: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = (s32[], f32[8]{0}) parameter(0)
+  ROOT %w = (s32[], f32[8]{0}) while(%x), condition=%condition, body=%body, config={"known_trip_count":{"n":"10"}}
+}
+"""
+
+
+def test_traffic_of_a_program():
+    """Operands and results of what runs, a loop as often as it does; a fusion's inside is free."""
+    assert hlo.traffic(PROGRAM) == (128 + 128) + (64 + 128) + (128 + 128) + (128 + 128)
+    assert hlo.traffic(LOOP) == 10 * 3 * 32
+
+
+def test_programs_for_a_gpu_that_is_not_here(monkeypatch, capsys, tmp_path):
+    """What is told of them; this machine's own compiler stands for the GPU's, which only reads what it is told."""
+    told = target.description("h200")
+    assert "core_count: 132" in told and told.count("{") == told.count("}") and '"NVIDIA H200"' in told
+    monkeypatch.setattr(target, "prepare", lambda: None)
+    monkeypatch.setattr(target, "devices", lambda name, count: jax.devices()[:count])
+    flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32", "--target=h100"]
+    assert command.main([*flags, "--batch=8", "--fold", f"--json={tmp_path / 'found.json'}"]) == 0
+    out = capsys.readouterr().out
+    assert "NVIDIA H100 80GB HBM3, which is not here" in out
+    assert [line.split()[0] for line in out.splitlines()[1::2]] == ["train", "infer", "folded"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    for part in ("train", "infer", "folded"):
+        assert found[part]["moved_bytes"] > found[part]["program_bytes"] > 0
+        assert found[part]["images_per_s_bound"] == pytest.approx(8 * 3.35232e12 / found[part]["moved_bytes"])
+    assert found["infer"]["moved_bytes"] < found["train"]["moved_bytes"]
+    monkeypatch.setattr(bench_model, "fits", lambda model, limit, size, **_: size * 1e9 <= limit)
+    assert command.main([*flags, "--find-batch"]) == 0
+    assert "fits 63.7 GB is 62" in capsys.readouterr().out  # 75 % of 84.9
+
+
+@pytest.mark.parametrize("flags, sentence", [
+    (("--target=h10",), "no GPU 'h10' .did you mean 'h100'"),
+    (("--target=h100", "--only=loop"), "nothing runs; leave out --only"),
+    (("--target=h100", "--against=torch"), "nothing runs; leave out --against"),
+    (("--target=h100", "--scale=batch"), "nothing runs; leave out --scale"),
+])  # fmt: skip
+def test_wrong_targets(flags, sentence):
+    with pytest.raises(UserError, match=sentence):
+        command.main(["--config=configs/baseline.py:smoke", *flags])
+
+
+def test_a_target_needs_the_compiler_for_it():
+    with pytest.raises(UserError, match=r"pip install 'jax\[cuda13\]'"):
+        target.devices("h100", 1)
+    assert _common.PLATFORM is None
+
+
+@pytest.mark.parametrize("shape, size", [
+    ("bf16[2,3]{1,0}", 12), ("f32[]", 4), ("(s32[5]{0}, u8[1])", 20), ("pred[7]{0}", 7), ("f8e4m3fn[6]{0}", 6),
+    ("token[]", 0),
+])  # fmt: skip
+def test_bytes_of_a_shape(shape, size):
+    assert hlo.size_of(shape) == size
+
+
+def test_programs_are_kept_and_their_copies_told(capsys, tmp_path):
+    flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--batch=4", "--size=32", "--rounds=1"]
+    assert command.main([*flags, "--only=train,infer", f"--hlo={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    for part in ("train", "infer"):
+        assert (tmp_path / f"{part}.txt").read_text().startswith("HloModule")
+        rows = (tmp_path / f"{part}_moves.txt").read_text().splitlines()[1:]
+        alone = sum(row.split()[1] == "alone" for row in rows)
+        assert f"{alone} copies and transposes of" in out
 
 
 # --- command ---------------------------------------------------------------------------------------------------------
@@ -332,7 +561,7 @@ def test_overhead_counts_the_trainers_own_steps(monkeypatch):
 def test_command_tells_and_keeps_figures(capsys, tmp_path):
     file, profile = tmp_path / "found.json", tmp_path / "profile"
     flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--batch=4", "--size=32", "--rounds=1"]
-    assert bench.main([*flags, "--only=train,infer", f"--json={file}", f"--profile={profile}"]) == 0
+    assert command.main([*flags, "--only=train,infer", f"--json={file}", f"--profile={profile}"]) == 0
     out, found = capsys.readouterr().out, json.loads(file.read_text())
     for part in ("train", "infer"):
         assert f"{found[part]['images_per_s']:.1f} images/s" in out
@@ -342,7 +571,7 @@ def test_command_tells_and_keeps_figures(capsys, tmp_path):
 
 
 def test_scale_writes_json_and_plot(capsys, tmp_path):
-    assert bench.main(["--config=x", "--scale=rows", "--values=100,200", "--labels=5", f"--out={tmp_path}"]) == 0
+    assert command.main(["--config=x", "--scale=rows", "--values=100,200", "--labels=5", f"--out={tmp_path}"]) == 0
     found = json.loads((tmp_path / "rows.json").read_text())
     assert [row["rows"] for row in found["rows"]] == [100, 200]
     assert all(row["metrics_rows_per_s"] == pytest.approx(row["rows"] / row["seconds"]) for row in found["rows"])
@@ -363,15 +592,15 @@ def test_a_value_that_cannot_be_measured_is_a_row(monkeypatch, capsys, tmp_path)
         Path(found).write_text(json.dumps({"train": figures, "infer": figures}))
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(bench_scale.subprocess, "run", run)
+    monkeypatch.setattr(scale.subprocess, "run", run)
     flags = ["--config=configs/baseline.py:smoke", "--scale=batch", f"--out={tmp_path}"]
-    assert bench.main([*flags, "--values=1,2,4"]) == 0
+    assert command.main([*flags, "--values=1,2,4"]) == 0
     found = json.loads(file.read_text())
     assert found["rows"][2] == {"batch": 4, "error": "The memory is full; lower it."}
     assert seen == [0, 1, 2] and found["exponent"] == pytest.approx(1.0)
     assert "error The memory is full" in capsys.readouterr().out and (tmp_path / "batch.png").exists()
     with pytest.raises(UserError, match="No value of --scale=batch could be measured; at 4: The memory is full"):
-        bench.main([*flags, "--values=4"])
+        command.main([*flags, "--values=4"])
 
 
 @pytest.mark.parametrize("flags, sentence", [
@@ -382,17 +611,18 @@ def test_a_value_that_cannot_be_measured_is_a_row(monkeypatch, capsys, tmp_path)
     (("--config=configs/baseline.py:smoke", "--scale=label"), "did you mean 'labels'"),
     (("--config=configs/baseline.py:smoke", "--scale=batch", "--values=1,x"), "no list of whole numbers"),
     (("--config=configs/baseline.py:smoke", "--against=jax"), "invalid choice"),
-    (("--config=x", "--profile=p", "--find-batch"), "and --find-batch measures neither"),
-    (("--config=x", "--profile=p", "--scale=labels"), "and --scale=labels measures neither"),
-    (("--config=x", "--profile=p", "--only=loop,compile"), "and --only=loop,compile measures neither"),
+    (("--config=x", "--profile=p", "--find-batch"), "and --find-batch measures none"),
+    (("--config=x", "--profile=p", "--scale=labels"), "and --scale=labels measures none"),
+    (("--config=x", "--profile=p", "--only=overhead,compile"), "and --only=overhead,compile measures none"),
+    (("--config=x", "--hlo=p", "--only=loop"), "--hlo is of infer, train, and --only=loop measures none"),
 ])  # fmt: skip
 def test_wrong_flags(flags, sentence):
     with pytest.raises(UserError, match=sentence):
-        bench.main(list(flags))
+        command.main(list(flags))
 
 
 def test_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "mljax.bench_torch", raising=False)
+    monkeypatch.delitem(sys.modules, "mljax.bench.rival", raising=False)
     with pytest.raises(UserError, match="needs PyTorch, which is not installed"):
-        bench.main(["--config=configs/baseline.py:smoke", "--against=torch"])
+        command.main(["--config=configs/baseline.py:smoke", "--against=torch"])

@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 import released_names
 import toy
-from conftest import golden_file
+from conftest import close, golden_file, weights
 from mljax import evaluate, main, predict, published
 from mljax.check import check
 from mljax.criterion import criterion
@@ -45,17 +45,9 @@ def batch(feature_map, labels=None, **more):
     return {**data, "index": np.arange(b, dtype=np.int32), **more}
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def golden():
     return dict(np.load(golden_file("c_tran.npz")))
-
-
-def weights(arrays):
-    return {name[2:]: value for name, value in arrays.items() if name.startswith("w/")}
 
 
 def known_of(mask):

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import experiment, train
-from mljax.checkpoint import Checkpoints
+from mljax import experiment
 from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.systems.cdcr import cdcr
 from mljax.types import Meta
-from test_resume import interrupted_at
+from test_resume import same_state, trained_twice
 
 N, L = 10, 4
 
@@ -98,28 +97,14 @@ def test_no_scoring_before_its_start():
     assert (variables["memory"]["weights"] == 1 - meta().labels).all()  # one half is below alpha
 
 
-def state_of(workdir, stage):
-    with Checkpoints(workdir / "checkpoints" / stage, read_only=True) as checkpoints:
-        found = checkpoints.restore_params("last")
-    return toy.flat({k: found[k] for k in ("params", "variables", "ema")})
-
-
 def test_two_stages_resume_exactly(tmp_path, monkeypatch):
     found = toy.config("cdcr")
-    train.fit(found, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, 10)  # inside the second stage, between its refreshes
-        with pytest.raises(train.Stop):
-            train.fit(found, tmp_path / "parts")
-    train.fit(found, tmp_path / "parts")
-    for stage in ("0", "1"):
-        whole, parts = state_of(tmp_path / "whole", stage), state_of(tmp_path / "parts", stage)
-        for path, value in whole.items():
-            np.testing.assert_array_equal(parts[path], value, err_msg=path)
+    folders = trained_twice(found, tmp_path, monkeypatch, 10)  # inside the second stage, between its refreshes
+    first, second = (same_state(*folders, stage) for stage in ("0", "1"))
     key = "['variables']['memory']['weights']"
     candidates = experiment.source(found, "train", training=True).labels
-    assert state_of(tmp_path / "whole", "0")[key].all()  # the first stage believes all
-    weights = state_of(tmp_path / "whole", "1")[key]
+    assert first[key].all()  # the first stage believes all
+    weights = second[key]
     assert weights[candidates == 0].all() and not weights[candidates == 1].all()
 
 

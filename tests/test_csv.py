@@ -164,6 +164,18 @@ def test_broken_files(tmp_path: Path, text, message: str):
         table("train", file=write(tmp_path, text))
 
 
+def test_without_rows_of_val_the_way_on_is_told(tmp_path: Path):
+    file = write(tmp_path, GOOD.replace(",val", ",train"))
+    with pytest.raises(UserError) as error:
+        table("val", file=file)
+    told = str(error.value)
+    assert "has no images in the split 'val' (there is: train): write it into the column 'split' of some rows" in told
+    assert "take that column out and set val_share=0.2 (--config.data.val_share=0.2)" in told
+    without = write(tmp_path, "\n".join(line.rpartition(",")[0] for line in GOOD.splitlines()) + "\n")
+    with pytest.raises(UserError, match=r"no images in the split 'val' .*with val_share=1e-06 .*raise it"):
+        table("val", file=without, val_share=1e-6)
+
+
 def test_wrong_settings(tmp_path: Path):
     file = write(tmp_path, GOOD)
     with pytest.raises(UserError, match=r"no images in the split 'vla' \(did you mean 'val'\?\)"):

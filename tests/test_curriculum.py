@@ -8,12 +8,11 @@ import pytest
 
 import toy
 from mljax import experiment, train
-from mljax.checkpoint import Checkpoints
 from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.systems.curriculum import STRATEGIES, curriculum, relabel
 from mljax.types import Meta
-from test_resume import interrupted_at
+from test_resume import same_state, trained_twice
 
 N, L = 12, 5
 LOSS = {"name": "partial_bce", "reduction": "batch_mean"}
@@ -137,12 +136,6 @@ def test_uncertainty_is_the_spread_over_views():
     np.testing.assert_array_equal(found["memory"]["labels"], by_loops(mean, case()[1], "uncertainty", 0.05, 0, spread))
 
 
-def memory_of(workdir):
-    with Checkpoints(workdir / "checkpoints" / "0", read_only=True) as checkpoints:
-        found = checkpoints.restore_params("last")
-    return toy.flat({k: found[k] for k in ("params", "variables", "ema")})
-
-
 def small(**changes):
     found = toy.config("curriculum", optim__epochs=4, eval__every=1, ema=0.9, **changes)
     found.system.update(start=1, threshold=0.05)
@@ -152,16 +145,7 @@ def small(**changes):
 
 @pytest.mark.parametrize("stop", [3, 4])  # steps of an epoch: 3; just before a refresh, and just after
 def test_resume_around_a_refresh_is_exact(tmp_path, monkeypatch, stop):
-    train.fit(small(), tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, stop)
-        with pytest.raises(train.Stop):
-            train.fit(small(), tmp_path / "parts")
-    train.fit(small(), tmp_path / "parts")
-    whole, parts = memory_of(tmp_path / "whole"), memory_of(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for path, value in whole.items():
-        np.testing.assert_array_equal(parts[path], value, err_msg=path)
+    whole = same_state(*trained_twice(small(), tmp_path, monkeypatch, stop))
     source = experiment.source(small(), "train", training=True)
     labels = whole["['variables']['memory']['labels']"]
     known = source.observed > 0

@@ -164,6 +164,19 @@ def test_stats_command(capsys):
     assert status == 2 and "one and the same split" in err
 
 
+@pytest.mark.parametrize("command", ["stats", "show", "pack"])
+def test_data_that_are_not_there_come_with_the_command_that_fetches_them(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.setenv("MLJAX_DATA", str(tmp_path))
+    place = [tmp_path / "packed"] if command == "pack" else []
+    for config, name in (("cmsg.py:voc2007", "voc2007"), ("cmsg.py:coco2014", "coco2014")):
+        status, _, err = run(capsys, command, f"configs/{config}", *place)
+        assert status == 2 and err.rstrip().endswith(
+            f"; python -m mljax.data prepare {name} --root={tmp_path} fetches it."
+        )
+    status, _, err = run(capsys, command, "configs/ml_gcn.py:nuswide", *place)
+    assert status == 2 and f"mljax.data prepare nuswide --root={tmp_path} says what to put where." in err
+
+
 def test_show_command(capsys, tmp_path):
     out = tmp_path / "pages" / "page.png"
     status, said, _ = run(capsys, "show", SCENES, *NEVER, f"--out={out}", "--count=3", "--views=2")
@@ -182,11 +195,55 @@ def test_page_shows_the_augmented_image_and_labels():
     assert show.labels_of(split("x", table * 0, "abc"), 0) == ["(no label)"]
     source = dataclasses.replace(source, read=lambda i: np.full((32, 32, 3), (250, 10, 10), np.uint8))
     page = np.asarray(show.page(source, transforms.train(32), count=1, views=2, cell=32))
-    for view in range(3):  # the original and two views, all red
+    for view in range(2):  # the original and what every augmentation makes of it, all red
         x = 8 + view * 40
         assert (page[8:40, x : x + 32] == [250, 10, 10]).all()
     with pytest.raises(UserError, match="ask for at least one"):
         show.page(source, transforms.train(32), count=0)
+
+
+def halves(i: int) -> np.ndarray:
+    """Red at the left, a blue of its own at the right."""
+    image = np.full((32, 32, 3), (250, 10, 10), np.uint8)
+    image[:, 16:] = (10, 10, 100 + i)
+    return image
+
+
+def cells(page: Image.Image, columns: int, rows: int, cell: int = 32, gap: int = 8) -> list[list[np.ndarray]]:
+    """The pictures of a page; it must have just so many columns."""
+    array = np.asarray(page)
+    assert array.shape[1] == gap + columns * (cell + gap)
+    high = (array.shape[0] - gap) // rows
+    return [
+        [array[gap + r * high : gap + r * high + cell, gap + c * (cell + gap) :][:, :cell] for c in range(columns)]
+        for r in range(rows)
+    ]
+
+
+def test_the_page_shows_each_different_picture_once():
+    source = split("x", np.ones((3, 1), np.uint8), ["cat"], read=halves)
+    fixed = transforms.train(32, crop="squish", flip=0.0)
+    for row, (original, seen) in enumerate(cells(show.page(source, fixed, count=3, views=4, cell=32), 2, 3)):
+        np.testing.assert_array_equal(original, halves(row))
+        np.testing.assert_array_equal(seen, halves(row))
+    flipped = transforms.train(32, crop="squish", flip=0.5)
+    for row, (_, *seen) in enumerate(cells(show.page(source, flipped, count=3, views=4, cell=32), 3, 3)):
+        wanted = sorted(x.tobytes() for x in (halves(row), halves(row)[:, ::-1]))
+        assert sorted(np.ascontiguousarray(x).tobytes() for x in seen) == wanted
+    (_, *seen), *_ = cells(show.page(source, flipped, count=1, views=1, cell=32), 2, 1)
+    assert len(seen) == 1
+
+
+def test_a_row_with_fewer_different_pictures_ends_white():
+    """Where one photo is its own mirror image and the other is not."""
+
+    def read(i):
+        return halves(1) if i else np.full((32, 32, 3), (250, 10, 10), np.uint8)
+
+    source = split("x", np.ones((2, 1), np.uint8), ["cat"], read=read)
+    flipped = transforms.train(32, crop="squish", flip=0.5)
+    first, second = cells(show.page(source, flipped, count=2, views=4, cell=32), 3, 2)
+    assert (first[2] == 255).all() and (first[1] == [250, 10, 10]).all() and not (second[2] == 255).all(-1).any()
 
 
 def test_pack_command(capsys, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 import toy
-from conftest import golden_file
+from conftest import golden_file, weights
 from mljax import published, train
 from mljax.backbones._common import Conv
 from mljax.criterion import criterion
@@ -44,7 +44,7 @@ def build(labels=5, backbone=None, **settings):
 
 def golden():
     found = np.load(golden_file("mcar.npz"))
-    state = {name.removeprefix("w/"): found[name] for name in found.files if name.startswith("w/")}
+    state = weights(found)
     system = build(backbone=Trunk())
     variables = published.convert_head(state, system)
     names = Names(state)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import golden_file
+from conftest import close, golden_file, weights
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
@@ -44,14 +44,10 @@ def initial(module, data, seed=0):
     return jax.device_get(jax.jit(module.init)(jax.random.key(seed), data))
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 def golden(case):
     file = np.load(golden_file("ml_decoder.npz"))
     arrays = {key.removeprefix(f"{case}/"): file[key] for key in file if key.startswith(f"{case}/")}
-    return {k[2:]: v for k, v in arrays.items() if k.startswith("w/")}, arrays
+    return weights(arrays), arrays
 
 
 def as_map(feature_map):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import golden_file
+from conftest import close, golden_file, weights
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
@@ -47,17 +47,13 @@ def batch(feature_map=None):
     return {"endpoints": {"32": x}, "labels": labels, **rest}
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def golden():
     return np.load(golden_file("ml_gcn.npz"))
 
 
 def test_golden_case_through_the_conversion(golden):
-    state = {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
+    state = weights(golden)
     module = build(meta(vectors=golden["in/label_vectors"]), width=24)
     data = batch(golden["in/feature_map"].transpose(0, 2, 3, 1))
     variables = published.convert_head(state, module)
@@ -153,7 +149,7 @@ def test_what_the_data_cannot_give_is_said():
 
 
 def test_checkpoints_that_do_not_fit_are_refused(golden):
-    state = {key[2:]: golden[key] for key in golden.files if key.startswith("w/")}
+    state = weights(golden)
     with pytest.raises(UserError, match="no 'gc2.weight'"):
         published.convert_head({k: v for k, v in state.items() if k != "gc2.weight"}, build())
     with pytest.raises(UserError, match="no place for 'gc3.weight'"):

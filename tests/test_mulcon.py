@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import golden_file
+from conftest import golden_file, weights
 from mljax import contrastive, experiment, published, rundir, train
 from mljax.checkpoint import Checkpoints
 from mljax.criterion import criterion
@@ -60,7 +60,7 @@ def golden():
 def released(golden):
     """The system of the golden case and the authors' arrays."""
     system = build(6, width=24, heads=4, embedding_width=16)
-    return system, {key[2:]: value for key, value in golden.items() if key.startswith("w/")}
+    return system, weights(golden)
 
 
 def test_golden_forward(golden, released):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mljax import optim
+from mljax import groups, optim, schedules
 from mljax.build import build
 from mljax.errors import UserError
 
@@ -95,47 +95,47 @@ def _one_cycle(step, total, pct, low, high, end):
 
 @pytest.mark.parametrize("total, pct", [(100, 0.2), (37, 0.3), (7, 0.2), (1000, 0.25), (10, 0.0), (10, 1.0)])
 def test_one_cycle(total, pct):
-    schedule = optim.one_cycle(3e-4, total, pct)
+    schedule = schedules.one_cycle(3e-4, total, pct)
     ours = [float(schedule(step)) for step in range(total)]
     theirs = [_one_cycle(step, total, pct, 3e-4 / 25, 3e-4, 3e-4 / 25e4) for step in range(total)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-11)
 
 
 def test_one_cycle_corners():
-    schedule, beta = optim.one_cycle(1.0, 100), optim.one_cycle_momentum(100)
+    schedule, beta = schedules.one_cycle(1.0, 100), schedules.one_cycle_momentum(100)
     assert float(schedule(0)) == pytest.approx(1 / 25, rel=1e-6)
     assert float(schedule(19)) == pytest.approx(1.0, rel=1e-6)
     assert float(schedule(99)) == pytest.approx(1 / 25e4, rel=1e-5)
     assert float(schedule(500)) == pytest.approx(1 / 25e4, rel=1e-5)
     assert [round(float(beta(s)), 6) for s in (0, 19, 99)] == [0.95, 0.85, 0.95]
     # a peak at step 0, and a run of a single step, give numbers
-    assert float(optim.one_cycle(1.0, 5, 0.2)(0)) == pytest.approx(1.0)
-    assert np.isfinite(float(optim.one_cycle(1.0, 1)(0)))
+    assert float(schedules.one_cycle(1.0, 5, 0.2)(0)) == pytest.approx(1.0)
+    assert np.isfinite(float(schedules.one_cycle(1.0, 1)(0)))
 
 
 def test_step_decay():
-    every = optim.step_decay(1.0, every=10)
+    every = schedules.step_decay(1.0, every=10)
     assert [round(float(every(s)), 7) for s in (0, 9, 10, 19, 20)] == [1, 1, 0.1, 0.1, 0.01]
-    at = optim.step_decay(0.5, boundaries=(3, 5), factor=0.2)
+    at = schedules.step_decay(0.5, boundaries=(3, 5), factor=0.2)
     assert [round(float(at(s)), 7) for s in (0, 2, 3, 4, 5, 9)] == [0.5, 0.5, 0.1, 0.1, 0.02, 0.02]
 
 
 def test_warmup_cosine():
-    schedule = optim.warmup_cosine(2.0, 20, 4)
+    schedule = schedules.warmup_cosine(2.0, 20, 4)
     expected = [2 * (0.1 + 0.9 * s / 4) for s in range(4)]
     expected += [1 + math.cos(math.pi * (s - 4) / 16) for s in range(4, 21)]
     np.testing.assert_allclose([float(schedule(s)) for s in range(21)], expected, atol=1e-6)
     assert float(schedule(99)) == pytest.approx(0, abs=1e-7)
-    assert float(optim.warmup_cosine(2.0, 20, 0)(0)) == 2.0
+    assert float(schedules.warmup_cosine(2.0, 20, 0)(0)) == 2.0
 
 
 def test_schedule_is_traceable_and_typed():
     steps = jnp.arange(12)
     for schedule in (
-        optim.one_cycle(1.0, 12),
-        optim.step_decay(1.0, every=3),
-        optim.warmup_cosine(1.0, 12, 3),
-        optim.one_cycle_momentum(12),
+        schedules.one_cycle(1.0, 12),
+        schedules.step_decay(1.0, every=3),
+        schedules.warmup_cosine(1.0, 12, 3),
+        schedules.one_cycle_momentum(12),
     ):
         values = jax.jit(jax.vmap(schedule))(steps)
         assert values.dtype == jnp.float32 and values.shape == (12,)
@@ -256,14 +256,14 @@ def test_groups_by_hand():
         "head/kernel": -2.0 * (1 + 0.25 * 2),
         "head/bias": -1.0,
     }
-    ours = optim.paths(updates)
+    ours = groups.paths(updates)
     assert set(ours) == set(expected)
     for path, value in expected.items():
         np.testing.assert_allclose(ours[path], value, rtol=1e-6, err_msg=path)
 
 
 def test_no_decay_1d_is_every_vector():
-    leaves = optim.assign(_params(), weight_decay=0.1, no_decay=("1-D",))
+    leaves = groups.assign(_params(), weight_decay=0.1, no_decay=("1-D",))
     assert {path for path, leaf in leaves.items() if leaf.weight_decay} == {
         "backbone/stem/kernel",
         "backbone/layer1/kernel",
@@ -273,14 +273,13 @@ def test_no_decay_1d_is_every_vector():
 
 def test_frozen_group_has_no_memory_and_no_part_in_the_norm():
     params = _params()
-    tx = optim.optimizer(params, lr=1e-3, total_steps=10, groups=optim.freeze("stem,layer1"), clip_norm=1.0)
+    frozen = (("^backbone/", {"frozen": True}),)
+    tx = optim.optimizer(params, lr=1e-3, total_steps=10, groups=frozen, clip_norm=1.0)
     state = tx.init(params)
     trained = {np.shape(leaf) for leaf in jax.tree.leaves(state) if np.ndim(leaf)}
     assert trained == {(4, 2), (2,)}
     # with SGD the update shows the clipped gradient: huge frozen gradients leave it alone
-    tx = optim.optimizer(
-        params, name="sgd", momentum=0.0, lr=1.0, schedule="constant", groups=optim.freeze("all"), clip_norm=1e6
-    )
+    tx = optim.optimizer(params, name="sgd", momentum=0.0, lr=1.0, schedule="constant", groups=frozen, clip_norm=1e6)
     grads = {"backbone": jax.tree.map(lambda p: jnp.full(p.shape, 1e9), params["backbone"])}
     grads["head"] = jax.tree.map(jnp.ones_like, params["head"])
     updates = tx.update(grads, tx.init(params), params)[0]
@@ -288,25 +287,16 @@ def test_frozen_group_has_no_memory_and_no_part_in_the_norm():
     np.testing.assert_array_equal(updates["head"]["bias"], [-1, -1])
 
 
-def test_freeze_patterns():
-    assert optim.freeze("") == ()
-    (pattern, options), *rest = optim.freeze("layer1")
-    assert not rest and options == {"frozen": True}
-    params = {"net": {"backbone": {"layer1": {"w": np.ones(1)}, "layer11": {"w": np.ones(1)}}, "layer1": np.ones(1)}}
-    leaves = optim.assign(params, ((pattern, options),))
-    assert [path for path, leaf in leaves.items() if leaf.frozen] == ["net/backbone/layer1/w"]
-
-
 def test_freeze_matching_is_relative_to_the_backbone():
     """As Query2Label: the stem, and the affine part of every BatchNorm of the backbone but not of the head."""
     bn = {"scale": np.ones(1), "bias": np.ones(1)}
     backbone = {"stem": {"kernel": np.ones(1)}, "layer1": {"stem": np.ones(1), "bn1": bn}}
     params = {"net": {"backbone": backbone, "head": {"bn": bn}}}
-    groups = optim.freeze_matching(params, ("^stem/", r"(^|/)[^/]*bn[^/]*/(scale|bias)$"))
-    frozen = {path for path, leaf in optim.assign(params, groups).items() if leaf.frozen}
+    found = groups.freeze_matching(params, ("^stem/", r"(^|/)[^/]*bn[^/]*/(scale|bias)$"))
+    frozen = {path for path, leaf in groups.assign(params, found).items() if leaf.frozen}
     below = "net/backbone"
     assert frozen == {f"{below}/stem/kernel", f"{below}/layer1/bn1/scale", f"{below}/layer1/bn1/bias"}
-    assert optim.freeze_matching(params, ()) == ()
+    assert groups.freeze_matching(params, ()) == ()
 
 
 @pytest.mark.parametrize(
@@ -353,20 +343,6 @@ def test_wrong_settings(settings, words):
         settings = {"schedule": "constant", **settings}
     with pytest.raises(UserError, match=words):
         optim.optimizer(_params(), **settings)
-
-
-def test_describe_counts():
-    lines = optim.describe(_params(), GROUPS, lr=0.01, weight_decay=0.25, no_decay=("bias", "scale")).splitlines()
-    cells = [line.split() for line in lines]
-    assert cells == [
-        ["group", "tensors", "parameters", "lr", "weight", "decay"],
-        ["stem", "2", "16", "frozen", "-"],
-        ["^backbone/", "1", "16", "0.001", "0.5"],
-        ["^backbone/", "1", "4", "0.001", "0"],
-        ["kernel", "1", "8", "0.02", "0.25"],
-        ["(the", "rest)", "1", "2", "0.01", "0"],
-    ]
-    assert len({len(line) for line in lines}) == 1
 
 
 def test_shapes_suffice_and_config_section_builds():

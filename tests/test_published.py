@@ -21,6 +21,7 @@ def get_config(arg=None):
     config.system = dict(name="csra", heads=2, lam=0.3)
     config.backbone = dict(name="resnet18")
     config.input.size = 64
+    config.optim.groups = (("backbone/.*", {"lr": 0.1}),)  # as in the papers' words
     return config
 """
 
@@ -143,6 +144,6 @@ def test_what_a_user_can_get_wrong(files, tmp_path):
 
 
 def test_systems_without_released_files_say_so():
-    run, _ = toy.assembled(toy.config("baseline"))
+    run, _ = toy.assembled(toy.config("cmsg"))
     with pytest.raises(UserError, match="No released checkpoints of"):
         published.of(run.system)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import golden_file
+from conftest import close, golden_file, weights
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
@@ -40,10 +40,6 @@ def batch(feature_map, labels=L):
     return {"endpoints": endpoints, "labels": zeros, "observed": zeros + 1, "mask": np.ones(b, np.float32)}
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 def cases():
     """{case: {"w/..", "in/..", "out/.."}} of those of the golden file that are whole networks."""
     file, found = np.load(golden_file("query2label.npz")), {}
@@ -51,10 +47,6 @@ def cases():
         case, _, rest = key.partition("/")
         found.setdefault(case, {})[rest] = file[key]
     return {case: arrays for case, arrays in found.items() if "in/feature_map" in arrays}
-
-
-def weights(arrays):
-    return {name[2:]: value for name, value in arrays.items() if name.startswith("w/")}
 
 
 def capture(module, variables, data):

@@ -34,7 +34,7 @@ TRESNET = {
         ({**CVT, PROJECTION: nothing(192, 1, 3, 3)}, "a CvT-W24", "cvt_w24_384", ""),
         ({"conv_dw_1/depthwise_kernel": nothing(3, 3, 32, 1)}, "a Keras MobileNetV1", "mobilenet_v1", ""),
         ({"visual.conv1.weight": nothing(1)}, "a CLIP", None, ""),
-        ({"blocks.0.attn.qkv.weight": nothing(1)}, "a ViT", None, ""),
+        ({"blocks.0.attn.qkv.weight": nothing(1)}, "a ViT of 1 blocks", None, ""),
         ({"vit.encoder.layer.0.attention.attention.query.weight": nothing(1)}, "a ViT", None, "vit."),
         ({"x.y": nothing(1)}, "something unknown, with 1 arrays such as 'x.y'", None, ""),
     ],

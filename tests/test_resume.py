@@ -62,7 +62,7 @@ def config(monkeypatch):
 
 
 def last_state(workdir, stage="0"):
-    with Checkpoints(workdir / "checkpoints" / stage, keep_best_of="mAP") as checkpoints:
+    with Checkpoints(workdir / "checkpoints" / stage, read_only=True) as checkpoints:
         found = checkpoints.restore_params("last")
     return toy.flat({k: found[k] for k in ("params", "variables", "ema")})
 
@@ -70,15 +70,6 @@ def last_state(workdir, stage="0"):
 def interrupted_at(monkeypatch, batch):
     """SIGTERM to this process after so many steps, as a cluster sends it."""
     count = [0]
-    original = train.make_step
-
-    def make(run, tx):
-        step = original(run, tx)
-
-        def counted(state, data):
-            return step(state, data)
-
-        return counted
 
     def compile_step(step, parallel, devices):
         compiled, place_state, place = real(step, parallel, devices)
@@ -93,37 +84,42 @@ def interrupted_at(monkeypatch, batch):
 
     real = train.parallel.compile_step
     monkeypatch.setattr(train.parallel, "compile_step", compile_step)
-    monkeypatch.setattr(train, "make_step", make)
+
+
+def trained_twice(config, tmp_path, monkeypatch, stop, message="stopped"):
+    """The folders of a run as a whole, and of one that a signal stopped after so many steps and that went on."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train.fit(config, whole)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, stop)
+        with pytest.raises(train.Stop, match=message):
+            train.fit(config, parts)
+    train.fit(config, parts)
+    return whole, parts
+
+
+def same_state(whole, parts, stage="0"):
+    """The last state of a stage in both folders, which must be the same to the bit."""
+    state, other = last_state(whole, stage), last_state(parts, stage)
+    assert state.keys() == other.keys()
+    for path, value in state.items():
+        np.testing.assert_array_equal(other[path], value, err_msg=path)
+    return state
 
 
 @pytest.mark.parametrize("stop", [4, 6])  # steps of an epoch: 3; inside an epoch, and after a refresh
 def test_interrupted_equals_uninterrupted(config, tmp_path, monkeypatch, stop):
-    train.fit(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, stop)
-        with pytest.raises(train.Stop, match=f"stopped at step {stop} of 12 and saved"):
-            train.fit(config, tmp_path / "parts")
-    train.fit(config, tmp_path / "parts")
-    whole, parts = last_state(tmp_path / "whole"), last_state(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for path, value in whole.items():
-        np.testing.assert_array_equal(parts[path], value, err_msg=path)
-    a, b = (np.load(tmp_path / run / "scores.npz")["scores"] for run in ("whole", "parts"))
+    whole, parts = trained_twice(config, tmp_path, monkeypatch, stop, f"stopped at step {stop} of 12 and saved")
+    same_state(whole, parts)
+    a, b = (np.load(run / "scores.npz")["scores"] for run in (whole, parts))
     np.testing.assert_array_equal(a, b)
 
 
 def test_stages_resume_inside_the_right_one(config, tmp_path, monkeypatch):
     config.stages = ({"optim": {"epochs": 2}}, {"optim": {"epochs": 2, "lr": 1e-4}, "start": "ema"})
-    train.fit(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, 8)
-        with pytest.raises(train.Stop, match="stopped at step 2 of 6"):
-            train.fit(config, tmp_path / "parts")
-    train.fit(config, tmp_path / "parts")
+    whole, parts = trained_twice(config, tmp_path, monkeypatch, 8, "stopped at step 2 of 6")
     for stage in ("0", "1"):
-        whole, parts = last_state(tmp_path / "whole", stage), last_state(tmp_path / "parts", stage)
-        for path, value in whole.items():
-            np.testing.assert_array_equal(parts[path], value, err_msg=path)
+        same_state(whole, parts, stage)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):

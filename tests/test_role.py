@@ -268,6 +268,31 @@ def test_an_override_that_every_stage_overrides_is_said():
     assert [stage.optim.lr for stage in rundir.stage_configs(found)] == [0.5, 1e-2]
 
 
+def test_an_override_of_one_stage():
+    found = toy.config("mulcon", "voc2007").lock()
+    before = rundir.stage_configs(found)
+    override(found, "stages[1].optim.lr", "3e-3")
+    override(found, "stages[0].input.train.flip", "0.25")
+    override(found, "ema", "0.5")  # of both, still
+    one, two = rundir.stage_configs(found)
+    assert (one.optim.lr, two.optim.lr) == (before[0].optim.lr, 3e-3)
+    assert (one.input.train.flip, two.input.train.flip) == (0.25, before[1].input.train.flip)
+    assert one.ema == two.ema == 0.5 and two.optim.name == before[1].optim.name
+    override(found, "stages[1].loss.name", "asl")
+    assert rundir.stage_configs(found)[1].loss.name == "asl" != rundir.stage_configs(found)[0].loss.name
+    for key, text, sentence in (
+        ("stages[2].optim.lr", "1", r"stages\[2\].optim.lr=1: this config has 2, counted from 0"),
+        ("stages[1].optim.rate", "1", r"--config.stages\[1\].optim.rate: there is no key 'rate'|no setting"),
+        ("stages[1].seed", "x", r"--config.stages\[1\].seed=x: a value of type int"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            override(found, key, text)
+            train.make_optimizer(rundir.stage_configs(found)[1], {}, 1)
+    plain = toy.config("baseline", "smoke").lock()
+    with pytest.raises(UserError, match=r"this config has none; write --config.optim.lr=1"):
+        override(plain, "stages[0].optim.lr", "1")
+
+
 def test_what_a_user_can_get_wrong():
     with pytest.raises(UserError, match=r"expected is 9, positives per image: from 0 to the 4 labels of toy"):
         role(backbone=None, criterion=None, meta=meta(), expected=9)

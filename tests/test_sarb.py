@@ -1,5 +1,7 @@
 """SARB: golden cases with its training branch and gradients, blending by loops, k-means, refresh, resume around it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,15 @@ import pytest
 from sklearn.cluster import KMeans
 
 import toy
-from conftest import golden_file
-from mljax import experiment, published, train
+from conftest import close, golden_file, weights
+from mljax import experiment, published
 from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.evaluate import Scorer
 from mljax.systems._prototypes import kmeans, prototypes
 from mljax.systems.sarb import _reversed, sarb
-from test_resume import interrupted_at, last_state
-from test_ssgrl import L, batch, close, meta, nhwc
+from test_resume import same_state, trained_twice
+from test_ssgrl import L, batch, meta, nhwc
 
 
 def build(**settings):
@@ -38,7 +40,7 @@ def golden():
 @pytest.fixture(scope="module")
 def released(golden):
     """The golden network, as the authors' code trains it."""
-    state = {key.removeprefix("w/"): value for key, value in golden.items() if key.startswith("w/")}
+    state = weights(golden)
     facts = meta(vectors=state["wordFeatures"])
     sizes = {"width": 24, "hidden": 16, "output": 24, "count": 10}
     module = build(meta=facts, **sizes, target_gradient=True, blend_known=True)
@@ -268,16 +270,7 @@ def test_resume_inside_the_pseudo_label_schedule_and_around_a_refresh(name, tmp_
         found.system.first = found.system.last = 0.1
     else:
         found.system.every = 1
-    train.fit(found, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        interrupted_at(patch, 4)
-        with pytest.raises(train.Stop, match="stopped at step 4 of 9"):
-            train.fit(found, tmp_path / "parts")
-    train.fit(found, tmp_path / "parts")
-    whole, parts = last_state(tmp_path / "whole"), last_state(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for path, value in whole.items():
-        np.testing.assert_array_equal(parts[path], value, err_msg=path)
+    whole = same_state(*trained_twice(found, tmp_path, monkeypatch, 4, "stopped at step 4 of 9"))
     memory = next(value for path, value in whole.items() if "memory" in path)
     assert memory.any()
 
@@ -288,15 +281,9 @@ def test_degenerate_labels_are_finite(count):
     module = build(meta=facts)
     nothing, everything = np.zeros((3, count)), np.ones((3, count))
     variables = init(module, batch(labels=nothing, observed=nothing))
-
-    @jax.jit
-    @jax.value_and_grad
-    def value(params, data):
-        options = {"method": "loss", "rngs": {"draw": jax.random.key(1)}, "mutable": ["memory", "batch_stats"]}
-        return module.apply({**variables, "params": params}, data, 30, **options)[0][0]
-
+    value = jax.jit(functools.partial(toy.loss_and_gradients, module, step=30))
     for labels, observed in ((nothing, nothing), (nothing, everything), (everything, everything)):
-        found, grads = value(variables["params"], batch(labels=labels, observed=observed))
+        found, grads = value(variables, batch(labels=labels, observed=observed))
         assert np.isfinite(found) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 

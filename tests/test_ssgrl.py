@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import golden_file
+from conftest import close, golden_file
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
@@ -16,10 +16,6 @@ from mljax.systems.ssgrl import ssgrl
 from mljax.types import Meta
 
 L, E = 6, 12
-
-
-def close(got, wanted, **options):
-    np.testing.assert_allclose(got, wanted, **({"rtol": 1e-4, "atol": 1e-5} | options))
 
 
 def meta(vectors=None, labels=None, observed=None, count=L):

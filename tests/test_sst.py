@@ -1,5 +1,6 @@
 """SST: golden cases, the loss against plain loops, memory on two devices, ablations, what the pair head needs."""
 
+import functools
 import itertools
 
 import jax
@@ -7,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import golden_file
+import toy
+from conftest import close, golden_file
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.systems._pairs import PairHead, measure, push
 from mljax.systems.sst import Thresholds, sst
 from mljax.weak_labels import pair_index
-from test_ssgrl import L, batch, close, meta, nhwc, part
+from test_ssgrl import L, batch, meta, nhwc, part
 
 PAIRS = L * (L - 1) // 2
 
@@ -286,15 +288,9 @@ def test_one_class_nothing_known_and_no_positives_are_finite(count):
     module = build(meta=facts, form="paper" if count == 1 else "code")
     nothing, everything = np.zeros((3, count)), np.ones((3, count))
     variables = init(module, batch(labels=nothing, observed=nothing))
-
-    @jax.jit
-    @jax.value_and_grad
-    def value(params, data):
-        options = {"method": "loss", "rngs": {"draw": jax.random.key(1)}, "mutable": ["memory", "batch_stats"]}
-        return module.apply({**variables, "params": params}, data, 30, **options)[0][0]
-
+    value = jax.jit(functools.partial(toy.loss_and_gradients, module, step=30))
     for labels, observed in ((nothing, nothing), (nothing, everything), (everything, everything)):
-        found, grads = value(variables["params"], batch(labels=labels, observed=observed))
+        found, grads = value(variables, batch(labels=labels, observed=observed))
         assert np.isfinite(found) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 

@@ -3,7 +3,6 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,17 +39,7 @@ def test_gradient_at_every_trainable_leaf(name):
     run, source = toy.assembled(found)
     variables = experiment.init_variables(run, 0)
     batch = run.prepare(toy.batches(found, source, run, 1)[0])
-    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-
-    def loss(params):
-        (value, _), _ = run.system.apply(
-            {"params": params, **rest}, batch, jnp.int32(10_000), method="loss",
-            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)},
-            mutable=[k for k in rest if k != "constants"],
-        )  # fmt: skip
-        return value
-
-    value, grads = jax.value_and_grad(loss)(params)
+    value, grads = toy.loss_and_gradients(run.system, variables, batch, step=10_000)
     assert np.isfinite(value)
     exempt = "|".join(NO_GRADIENT[""] + NO_GRADIENT.get(name, ()))
     for path, grad in toy.flat(grads).items():
@@ -97,16 +86,6 @@ def test_degenerate_labels_give_finite_losses_and_gradients(name, case):
     batch = run.prepare(toy.batches(found, source, run, 1)[0])
     batch["labels"] = np.full_like(batch["labels"], case == "everything")
     batch["observed"] = np.full_like(batch["observed"], case != "unknown")
-    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-
-    def loss(params):
-        (value, _), _ = run.system.apply(
-            {"params": params, **rest}, batch, jnp.int32(3), method="loss",
-            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)},
-            mutable=[k for k in rest if k != "constants"],
-        )  # fmt: skip
-        return value
-
-    value, grads = jax.value_and_grad(loss)(params)
+    value, grads = toy.loss_and_gradients(run.system, variables, batch, step=3)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))

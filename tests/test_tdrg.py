@@ -9,7 +9,7 @@ import pytest
 
 import released_names
 import toy
-from conftest import golden_file
+from conftest import close, golden_file, weights
 from mljax import published
 from mljax.criterion import criterion
 from mljax.errors import UserError
@@ -38,17 +38,9 @@ def batch(fine, coarse):
     return {"endpoints": endpoints, "labels": labels, "observed": labels * 0 + 1, "mask": np.ones(b, np.float32)}
 
 
-def close(got, wanted):
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def golden():
     return dict(np.load(golden_file("tdrg.npz")))
-
-
-def weights(arrays):
-    return {name[2:]: value for name, value in arrays.items() if name.startswith("w/")}
 
 
 def maps(arrays):

@@ -9,9 +9,9 @@ from PIL import Image
 import toy
 from mljax import evaluate, experiment, predict, train, zero_shot
 from mljax.data import scenes, unseen
-from mljax.data.labels import load_vectors
 from mljax.data.nuswide import CLASSES, nuswide
 from mljax.data.source import load
+from mljax.data.word_vectors import load_vectors
 from mljax.errors import UserError
 from torch_writer import tensors, torch_zip
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mljax import experiment, parallel, train
@@ -68,6 +69,21 @@ def steps(
         if terms is not None:
             terms.append(jax.device_get(metrics))
     return jax.device_get(state), losses
+
+
+def loss_and_gradients(system: Any, variables: Any, batch: Any, step: int) -> tuple[jax.Array, Any]:
+    """The loss of a batch at a step, and its gradient at every parameter."""
+    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+
+    def loss(params: Any) -> jax.Array:
+        (value, _), _ = system.apply(
+            {"params": params, **rest}, batch, jnp.int32(step), method="loss",
+            rngs={"dropout": jax.random.key(0), "draw": jax.random.key(1)},
+            mutable=[k for k in rest if k != "constants"],
+        )  # fmt: skip
+        return value
+
+    return jax.value_and_grad(loss)(params)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

@@ -20,9 +20,12 @@ HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Padding = int | str | Sequence[tuple[int, int]]
 
 
+PLATFORM: str | None = None  # what programs are compiled for, where that is not what they would run on here
+
+
 def on_cpu() -> bool:
     """Whether what is traced now will run on a CPU: some forms of the same sum are faster there."""
-    return jax.default_backend() == "cpu"
+    return (PLATFORM or jax.default_backend()) == "cpu"
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1, padding: Padding = 0):
@@ -68,10 +71,11 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1, p
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over 3x3 windows, stride 2, one pixel of padding on every side: (b h w c) -> (b ceil(h/2) ceil(w/2) c).
 
-    A tie's gradient goes to the window's first pixel in reading order, as PyTorch's does. On a CPU the gradient is that
-    of shifted slices, which costs a quarter of that of XLA's windows.
+    A tie's gradient goes to the window's first pixel in reading order, as PyTorch's does. The gradient is that of
+    shifted slices: on a CPU it costs a quarter of that of XLA's windows, and a GPU would add into the pixels of
+    overlapping windows one after the other, in an order that changes from run to run.
     """
-    return _max_pool_by_slices(x) if on_cpu() else _max_pool(x)
+    return _pool(x)
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
@@ -92,8 +96,8 @@ def _slices_max(x: jax.Array) -> jax.Array:
     return x
 
 
-_max_pool_by_slices = jax.custom_vjp(_max_pool)
-_max_pool_by_slices.defvjp(lambda x: (_max_pool(x), x), lambda x, g: jax.vjp(_slices_max, x)[1](g))
+_pool = jax.custom_vjp(_max_pool)
+_pool.defvjp(lambda x: (_max_pool(x), x), lambda x, g: jax.vjp(_slices_max, x)[1](g))
 
 
 def _pads(padding: Padding, shape: Sequence[int], size: Sequence[int], stride: int) -> list[tuple[int, int]]:

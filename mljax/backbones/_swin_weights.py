@@ -56,7 +56,8 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         _transformer.rename(name, _TRANSFORMERS): value
         for name, value in _transformer.backbone_part(state, ("swin.",)).items()
     }
-    official = _fuse({name: value for name, value in official.items() if not _LEFT_OUT.search(name)})
+    official = {name: value for name, value in official.items() if not _LEFT_OUT.search(name)}
+    official = _transformer.fuse_qkv(official, "Swin")
     # timm since 2023: layers.1.downsample is what was layers.0.downsample.
     late = not any(name.startswith("layers.0.downsample.") for name in official)
     flat = {}
@@ -70,22 +71,6 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         leaf, value = ("bias_table", value) if leaf == _TABLE else _transformer.torch_leaf(leaf, value)
         flat[place + leaf] = value
     return {"params": nest(flat), "batch_stats": {}}
-
-
-def _fuse(official: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Separate queries, keys and values (transformers) -> one qkv."""
-    fused = {}
-    for name, value in official.items():
-        if found := re.fullmatch(r"(.*\.attn\.)(q|k|v|query|key|value)\.(weight|bias)", name):
-            stem, part, leaf = found.groups()
-            names = ("q", "k", "v") if len(part) == 1 else ("query", "key", "value")
-            for other in names:
-                if f"{stem}{other}.{leaf}" not in official:
-                    raise UserError(f"The Swin weights have {name!r} without {stem}{other}.{leaf}; the file is cut.")
-            fused[f"{stem}qkv.{leaf}"] = np.concatenate([official[f"{stem}{p}.{leaf}"] for p in names])
-        else:
-            fused[name] = value
-    return fused
 
 
 def _place(name: str, late: bool) -> str | None:

@@ -20,13 +20,14 @@ TORCH_CONV = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class LayerNorm(nn.Module):
-    """Over the last axis, eps 1e-5, computed in float32 whatever the dtype of the result."""
+    """Over the last axis, computed in float32 whatever the dtype of the result."""
 
     dtype: Any = jnp.float32
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        norm = nn.LayerNorm(1e-5, dtype=jnp.float32, use_fast_variance=False)
+        norm = nn.LayerNorm(self.eps, dtype=jnp.float32, use_fast_variance=False)
         # Its parameters are this module's: one level less in every path.
         nn.share_scope(self, norm)
         return norm(x.astype(jnp.float32)).astype(self.dtype)
@@ -113,6 +114,28 @@ def rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
+def fuse_qkv(official: Mapping[str, np.ndarray], family: str) -> dict[str, np.ndarray]:
+    """Separate queries, keys and values -> one: `.attn.query.weight` (or `.attn.q.weight`), .. -> `.attn.qkv.weight`.
+
+    Raises:
+      UserError: one of the three without the others.
+    """
+    fused = {}
+    for name, value in official.items():
+        if found := re.fullmatch(r"(.*\.attn\.)(q|k|v|query|key|value)\.(weight|bias)", name):
+            stem, part, leaf = found.groups()
+            names = ("q", "k", "v") if len(part) == 1 else ("query", "key", "value")
+            for other in names:
+                if f"{stem}{other}.{leaf}" not in official:
+                    raise UserError(
+                        f"The {family} weights have {name!r} without {stem}{other}.{leaf}; the file is cut."
+                    )
+            fused[f"{stem}qkv.{leaf}"] = np.concatenate([official[f"{stem}{p}.{leaf}"] for p in names])
+        else:
+            fused[name] = value
+    return fused
+
+
 def torch_leaf(leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     """Name and array in linen's layout: weight -> scale (1-D), kernel (out in -> in out; out in h w -> h w in out)."""
     if leaf != "weight":
@@ -140,8 +163,16 @@ def window_of(table: np.ndarray) -> int:
 def resize_bias_table(table: np.ndarray, window: int) -> np.ndarray:
     """((2*old-1)^2 k) -> ((2*window-1)^2 k): bicubic over the offsets, every head by itself."""
     old, new = 2 * window_of(table) - 1, 2 * window - 1
-    matrix, image = _bicubic(old, new), np.asarray(table, np.float64).reshape(old, old, -1)
-    return np.einsum("ih,jw,hwk->ijk", matrix, matrix, image).reshape(new * new, -1).astype(np.asarray(table).dtype)
+    return resize_map(np.asarray(table).reshape(old, old, -1), new, new).reshape(new * new, -1)
+
+
+def resize_map(image: Any, h: int, w: int) -> Any:
+    """(h' w' d) -> (h w d), numpy or jax: bicubic as torch's interpolate(mode="bicubic"), not antialiased."""
+    rows, columns = _bicubic(image.shape[0], h), _bicubic(image.shape[1], w)
+    if isinstance(image, jax.Array):
+        rows, columns = (jnp.asarray(matrix, image.dtype) for matrix in (rows, columns))
+        return jnp.einsum("ih,jw,hwd->ijd", rows, columns, image)
+    return np.einsum("ih,jw,hwd->ijd", rows, columns, image.astype(np.float64), optimize=True).astype(image.dtype)
 
 
 def _bicubic(old: int, new: int) -> np.ndarray:

@@ -230,6 +230,7 @@ def convert(state: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, Any]
 NAMES = {
     "tresnet_m": partial(TResNet, depths=(3, 4, 11, 3), width=64),
     "tresnet_l": partial(TResNet, depths=(4, 5, 18, 3), width=76),
+    "tresnet_xl": partial(TResNet, depths=(4, 5, 24, 3), width=83),
     "tresnet_l_v2": partial(TResNet, depths=(3, 4, 23, 3), width=64, bottlenecks=(True,) * 4),
     "tresnet_xl_v2": partial(TResNet, depths=(3, 8, 34, 5), width=64, bottlenecks=(True,) * 4),
 }

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", help="show, pack: of which split (pack: of these, joined by commas)")
     parser.add_argument("--out", default="samples.png", help="show: the picture that is written")
     parser.add_argument("--count", type=int, default=6, help="show: photos")
-    parser.add_argument("--views", type=int, default=4, help="show: augmented ones of each")
+    parser.add_argument("--views", type=int, default=4, help="show: different augmented ones of each, at most")
     parser.add_argument("--seed", type=int, default=0, help="show: of the choice")
     parser.add_argument("--short-side", type=int, help="pack: make larger images smaller; else bytes are kept")
     parser.add_argument("--quality", type=int, default=95, help="pack: of JPEG, where images are made smaller")
@@ -110,7 +110,7 @@ def _show(config: Any, args: Any) -> int:
     except (OSError, ValueError) as error:
         told = getattr(error, "strerror", None) or error
         raise UserError(f"The page {args.out!r} cannot be written ({told}): give --out=samples.png.") from None
-    print(f"{path}: {min(args.count, len(source))} photos of {source.name}, {args.views} augmented views each")
+    print(f"{path}: {min(args.count, len(source))} photos of {source.name}, up to {args.views} augmented views each")
     return 0
 
 

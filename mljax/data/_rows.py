@@ -5,7 +5,6 @@ Rows say the same again and again, so what label fields say is taken apart once,
 
 import csv
 import dataclasses
-import hashlib
 import posixpath
 from array import array
 from collections import Counter
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mljax.data.files import IMAGES
+from mljax.data.files import IMAGES, drawn
 from mljax.data.labels import spelled_twice
 from mljax.errors import UserError, nearest
 
@@ -148,7 +147,7 @@ class _Reader:
                 text = fields[labels] if negatives is None else (fields[labels], fields[negatives])
                 if (number := known.get(text)) is None:
                     number = known[text] = self._say(reader.line_num, len(images), text)
-                text = fields[part] if part is not None else "val" if _draw(name) < self.form.val_share else "train"
+                text = fields[part] if part is not None else "val" if drawn(name) < self.form.val_share else "train"
                 if (place := parts.get(text)) is None:
                     place = parts[text] = self._split(reader.line_num, text)
                 images.append(name)
@@ -267,11 +266,6 @@ def _positions(path: Path, header: list[str], form: Form) -> tuple[int, int, int
 def _names(field: str, separator: str) -> tuple[str, ...]:
     """The labels of a field, each once."""
     return tuple(label for label in dict.fromkeys(" ".join(part.split()) for part in field.split(separator)) if label)
-
-
-def _draw(image: str) -> float:
-    """A number in [0, 1) that depends on the text only."""
-    return int.from_bytes(hashlib.sha256(image.encode()).digest()[:6], "big") / 2**48
 
 
 def _check_images(path: Path, rows: Rows) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mljax.data._instances import CocoInstances
-from mljax.data.files import data_folder, fingerprint
+from mljax.data.files import Absent, data_folder, fingerprint
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
 
@@ -133,7 +133,7 @@ def coco(
     names, labels = _labels(path)
     images = folder / f"{split}{year}"
     if not images.is_dir():
-        raise UserError(f"There is no folder {str(images)!r} with the images of {path.name}; unpack them there.")
+        raise Absent(f"There is no folder {str(images)!r} with the images of {path.name}; unpack them there.")
     if order == "alphabetical":
         labels = labels[:, np.argsort(np.array(CLASSES_BY_ID))]
     if annotated_only:
@@ -160,7 +160,7 @@ def _folder(root: str | None, name: str) -> Path:
     for candidate in (folder / "coco", folder / "COCO", folder):
         if (candidate / "annotations" / name).is_file():
             return candidate
-    raise UserError(
+    raise Absent(
         f"There is no coco/annotations/{name} under {str(folder)!r}: set 'root' (or MLJAX_DATA) to its folder."
     )
 

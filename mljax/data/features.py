@@ -17,7 +17,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from PIL import Image
@@ -267,6 +266,8 @@ class CachedBatches:
 
     def iterate(self, start: int, steps: int) -> Iterator[dict[str, Any]]:
         """Batches `start` .. `steps`, prepared a few ahead in threads."""
+        import grain  # 0.1 s, so where it is used
+
         data = grain.MapDataset.range(start, steps).map(self.__getitem__)
         return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 

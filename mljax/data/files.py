@@ -16,21 +16,23 @@ from mljax.errors import UserError, nearest
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
+class Absent(UserError):
+    """Data that are not there; `mljax.data.source.load` adds how they can be had."""
+
+
 def data_folder(root: str | os.PathLike | None) -> Path:
     """The folder that holds data sets: `root`, or the environment variable MLJAX_DATA.
 
     Raises:
-      UserError: neither is given, or it is not a folder.
+      Absent: neither is given, or it is not a folder.
     """
     given = root if root not in (None, "") else os.environ.get("MLJAX_DATA")
     if not given:
-        raise UserError(
-            "No data folder is given: set 'root' in the data section or the environment variable MLJAX_DATA."
-        )
+        raise Absent("No data folder is given: set 'root' in the data section or the environment variable MLJAX_DATA.")
     folder = Path(given).expanduser()
     if not folder.is_dir():
         origin = "'root'" if root not in (None, "") else "The environment variable MLJAX_DATA"
-        raise UserError(f"{origin} names {str(folder)!r}, which is not a folder.")
+        raise Absent(f"{origin} names {str(folder)!r}, which is not a folder.")
     return folder
 
 
@@ -77,6 +79,11 @@ def fingerprint(
     for part in (stats, labels):
         digest.update(f"{part.dtype.str}{part.shape}".encode() + np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:32]
+
+
+def drawn(name: str) -> float:
+    """A number in [0, 1) that depends on a text only: it holds out the same images however many others there are."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 
 
 class Under(Sequence[str]):

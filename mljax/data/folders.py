@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mljax.data.files import IMAGES, data_folder, fingerprint, some
+from mljax.data.files import IMAGES, data_folder, drawn, fingerprint, some
 from mljax.data.labels import spelled_twice
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
@@ -23,15 +23,18 @@ def folders(
     root: str | None = None,
     classes: Sequence[str] = (),
     train_split: str = "train",
+    val_share: float = 0.0,
     title: str = "",
 ) -> Source:
     """One split of images sorted into class folders; images in the order of class and file name.
 
     Args:
-      split: a folder under `root`.
+      split: a folder under `root`; with `val_share`, "train" or "val".
       root: the folder of the splits; None: the environment variable MLJAX_DATA.
       classes: label order; empty: the sorted class folders of `train_split`.
       train_split: the folder that is trained on.
+      val_share: for a root without a folder "val": about this share of the images of `train_split`, chosen by a hash
+        of their file names, is "val" and the rest "train"; adding images moves none from one to the other.
       title: what results call the data set; empty: the name of `root`.
     Returns:
       The split; ids are `class/file` with the first class that a photo is in, or `file` for a photo without
@@ -40,16 +43,20 @@ def folders(
       UserError: a folder is absent or empty, or a split has a class folder that training does not have.
     """
     folder = data_folder(root)
-    if not (folder / split).is_dir():
-        raise UserError(f"There is no split {split!r} in {str(folder)!r}{nearest(split, _folders(folder))}.")
-    names = _classes(folder, split, tuple(classes), train_split)
-    photos = _photos(folder / split, names)
+    name = _folder_of(folder, split, train_split, val_share)
+    place, names = folder / name, _classes(folder, name, tuple(classes), train_split)
+    photos = _photos(place, names)
     if not photos:
+        hint = ", or remove it and set val_share=0.2" if name == "val" else ""
         raise UserError(
-            f"{str(folder / split)!r} holds no images ({', '.join(IMAGES)}): expected are {{class}}/photo.jpg."
+            f"{str(place)!r} holds no images ({', '.join(IMAGES)}): expected are {{class}}/photo.jpg{hint}."
         )
+    if val_share:
+        photos = [photo for photo in photos if (drawn(photo[0].name) < val_share) == (split == "val")]
+    if not photos:
+        raise UserError(f"val_share={val_share:g} leaves {split!r} without a photo: choose another share.")
     paths = [os.fspath(path) for path, _ in photos]
-    ids = [path.relative_to(folder / split).as_posix() for path, _ in photos]
+    ids = [path.relative_to(place).as_posix() for path, _ in photos]
     labels = np.zeros((len(photos), len(names)), np.uint8)
     for row, (_, columns) in enumerate(photos):
         labels[row, columns] = 1
@@ -65,10 +72,30 @@ def folders(
             ids,
             paths,
             labels,
-            where=f"The folder {str(folder / split)!r}",
+            where=f"The folder {str(place)!r}",
             hint="mend or remove broken links",
         ),
     )
+
+
+def _folder_of(folder: Path, split: str, train_split: str, val_share: float) -> str:
+    """The folder that a split is in."""
+    if not 0 <= val_share < 1:
+        raise UserError(f"val_share={val_share} is not a share: use a number from 0 to below 1.")
+    if val_share and split not in ("train", "val"):
+        raise UserError(f"With val_share={val_share:g} there are the splits 'train' and 'val', not {split!r}.")
+    if val_share and (folder / "val").is_dir():
+        raise UserError(
+            f"{str(folder)!r} has a folder 'val', so val_share={val_share:g} is not needed: remove one of them."
+        )
+    name = train_split if val_share else split
+    if not (folder / name).is_dir():
+        hint = f": make it, or set val_share=0.2 (--config.data.val_share=0.2) to hold out a fifth of {train_split!r}"
+        alone = split == "val" and (folder / train_split).is_dir()
+        raise UserError(
+            f"There is no split {name!r} in {str(folder)!r}{nearest(name, _folders(folder))}{hint if alone else ''}."
+        )
+    return name
 
 
 def _folders(folder: Path) -> list[str]:

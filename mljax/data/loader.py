@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
@@ -69,15 +68,15 @@ def incomplete(why: str, source: Source) -> UserError:
 
 
 @dataclasses.dataclass
-class Load(grain.transforms.RandomMap):
-    """index -> a record with its augmented image (h w 3) uint8, or views (v h w 3) besides."""
+class Load:
+    """index, random generator -> a record with its augmented image (h w 3) uint8, or views (v h w 3) besides."""
 
     source: Source
     transform: Transform
     views: int = 1
     failures: Failures | None = None
 
-    def random_map(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         record, views = self._readable(int(index), rng)
         out = {
             "image": views[0],
@@ -129,6 +128,8 @@ def train_batches(
       views: augmented images of each example.
       threads, workers: of this process; or worker processes, each with as many threads.
     """
+    import grain
+
     process, count = jax.process_index(), jax.process_count()
     failures = Failures(len(source), shared=_shared_file() if workers else None)
     epochs = -(-steps * batch_size // len(source)) + 1
@@ -158,6 +159,8 @@ def eval_batches(
 
     With `failures` the next readable image takes the place of one that cannot be read, else that is an error.
     """
+    import grain
+
     process, count = jax.process_index(), jax.process_count()
     data = grain.MapDataset.range(len(source)).seed(0)[process::count].random_map(Load(source, transform, 1, failures))
     local = batch_size // count
@@ -251,8 +254,11 @@ class Shielded:
 
 
 def _iterate(
-    data: grain.MapDataset, threads: int, workers: int, batch_size: int, shared: Path | None = None
+    data: Any, threads: int, workers: int, batch_size: int, shared: Path | None = None
 ) -> Iterator[Any]:
+    """Batches of a grain MapDataset, which is imported where it is used: it takes 0.1 s."""
+    import grain
+
     # The buffer counts elements of the last MapDataset, that is batches: the default of 500 would fill the memory. A
     # thread makes one of them, so more threads than that would wait.
     ahead = max(2, min(threads, 512 // batch_size))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mljax.data.files import check_once, data_folder, fingerprint, rows_present, some, text_lines
+from mljax.data.files import Absent, check_once, data_folder, fingerprint, rows_present, some, text_lines
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
 
@@ -32,8 +32,12 @@ CLASSES = (
     *("window", "zebra"),
 )
 SPLITS = {"official": ("train", "test"), "asl": ("train", "val"), "spml": ("train", "val"), "zsl": ("train", "val")}
+# by which the folder of a variant is known
+MARKS = {"official": "ImageList", "asl": "nus_wid_data.csv", "spml": "formatted_train_labels.npy", "zsl": "data.csv"}
 FOLDERS = ("nus_wide", "NUS-WIDE", "NUS_WIDE", "nuswide", "nus-wide")
 IMAGE_FOLDERS = ("Flickr", "images", "Images", "ImageData")
+
+Rows = tuple[list[str], np.ndarray, tuple[str, ...]]  # what a reader gives: paths, labels (N l), the l classes
 
 
 def nuswide(
@@ -79,13 +83,11 @@ def nuswide(
     if single_positive and variant != "spml":
         raise UserError("The setting single_positive belongs to variant='spml', whose arrays have such labels.")
     reader = {"official": _official, "asl": _asl, "spml": _spml, "zsl": _zsl}[variant]
-    folder, classes = _find(root, variant), CLASSES
-    ids, labels, *named = reader(folder, split)
-    if named:
-        classes = named[0]
+    folder = _find(root, variant)
+    ids, labels, classes = reader(folder, split)
     observed = np.ones_like(labels)
     if single_positive and training:
-        observed = _array(folder, split, "labels_obs", labels.shape)
+        observed = _binary(folder, split, "labels_obs", labels.shape)
         if (observed > labels).any():
             raise UserError(f"formatted_{split}_labels_obs.npy in {str(folder)!r} has labels that labels.npy has not.")
     notes = []
@@ -116,13 +118,11 @@ def nuswide(
 
 def _find(root: str | None, variant: str) -> Path:
     folder = data_folder(root)
-    marks = {"official": "ImageList", "asl": "nus_wid_data.csv", "spml": "formatted_train_labels.npy"}
-    mark = {**marks, "zsl": "data.csv"}[variant]
     for candidate in (*(folder / name for name in FOLDERS), folder):
-        if (candidate / mark).exists():
+        if (candidate / MARKS[variant]).exists():
             return candidate
-    raise UserError(
-        f"There is no nus_wide/{mark} under {str(folder)!r}, which variant={variant!r} reads: set 'root' (or"
+    raise Absent(
+        f"There is no nus_wide/{MARKS[variant]} under {str(folder)!r}, which variant={variant!r} reads: set 'root' (or"
         " MLJAX_DATA) to its folder, or choose another variant."
     )
 
@@ -143,7 +143,7 @@ def _images(folder: Path, images: str, ids: Sequence[str]) -> Path:
 # --- the official lists ---------------------------------------------------------------------------------------------
 
 
-def _official(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
+def _official(folder: Path, split: str) -> Rows:
     word = split.capitalize()
     check_concepts(folder)
     path = folder / "ImageList" / f"{word}Imagelist.txt"
@@ -151,7 +151,7 @@ def _official(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
     for labels in ("Groundtruth/TrainTestLabels", "TrainTestLabels"):
         if (folder / labels).is_dir():
             files = [folder / labels / f"Labels_{name}_{word}.txt" for name in CLASSES]
-            return ids, _columns(files, len(ids), path)
+            return ids, _columns(files, len(ids), path), CLASSES
     for labels in ("Groundtruth/AllLabels", "AllLabels"):
         if (folder / labels).is_dir():
             everything = _image_list(folder / "ImageList" / "Imagelist.txt")
@@ -163,7 +163,7 @@ def _official(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
                 )
             files = [folder / labels / f"Labels_{name}.txt" for name in CLASSES]
             found = _columns(files, len(everything), path.with_name("Imagelist.txt"))
-            return ids, found[[row[name] for name in ids]]
+            return ids, found[[row[name] for name in ids]], CLASSES
     raise UserError(f"{str(folder)!r} has neither TrainTestLabels nor AllLabels: unpack NUS-WIDE's Groundtruth there.")
 
 
@@ -217,30 +217,17 @@ def _columns(files: Sequence[Path], rows: int, listing: Path) -> np.ndarray:
 # --- the csv files of ASL and ML-Decoder -----------------------------------------------------------------------------
 
 
-def _asl(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
-    ids, chosen, _ = _listed(folder / "nus_wid_data.csv", split, CLASSES)
-    return ids, _matrix(chosen, CLASSES)
+def _asl(folder: Path, split: str) -> Rows:
+    return _listed(folder / MARKS["asl"], split, CLASSES)
 
 
-def _zsl(folder: Path, split: str) -> tuple[list[str], np.ndarray, tuple[str, ...]]:
-    ids, chosen, classes = _listed(folder / "data.csv", split, None)
-    return ids, _matrix(chosen, classes), classes
+def _zsl(folder: Path, split: str) -> Rows:
+    return _listed(folder / MARKS["zsl"], split, ())
 
 
-def _matrix(chosen: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray:
-    """(rows l) uint8 from the label names of each row."""
-    column = {name: i for i, name in enumerate(classes)}
-    labels = np.zeros((len(chosen), len(classes)), np.uint8)
-    for row, names in enumerate(chosen):
-        labels[row, [column[name] for name in names]] = 1
-    return labels
-
-
-def _listed(
-    path: Path, split: str, classes: Sequence[str] | None
-) -> tuple[list[str], list[list[str]], tuple[str, ...]]:
-    """Images of a split, their label names, and all classes: those given, or the names in the file, sorted."""
-    column = dict.fromkeys(classes or ())
+def _listed(path: Path, split: str, classes: tuple[str, ...]) -> Rows:
+    """A split of a CSV; without `classes` they are the names in the file, sorted."""
+    known = set(classes)
     ids: list[str] = []
     chosen: list[list[str]] = []
     every: set[str] = set()
@@ -261,10 +248,10 @@ def _listed(
                 image, names, part = fields[0].strip().replace("\\", "/"), _names(fields[1]), fields[2].strip()
                 every.update(names)
                 for name in names:
-                    if classes is not None and name not in column:
+                    if known and name not in known:
                         raise UserError(
                             f"Line {number} of {str(path)!r} has the label {name!r}, not one of NUS-WIDE's"
-                            f" 81{nearest(name, column)}."
+                            f" 81{nearest(name, known)}."
                         )
                 if (first := seen.setdefault(image, number)) != number:
                     raise UserError(f"{str(path)!r} names {image!r} twice, in lines {first} and {number}: keep one.")
@@ -276,7 +263,12 @@ def _listed(
         raise UserError(f"{str(path)!r} cannot be read as CSV ({error}): get it again.") from None
     if not ids:
         raise UserError(f"{str(path)!r} has no images in the split {split!r}{nearest(split, splits)}.")
-    return ids, chosen, tuple(classes or sorted(every))
+    classes = classes or tuple(sorted(every))
+    column = {name: i for i, name in enumerate(classes)}
+    labels = np.zeros((len(chosen), len(classes)), np.uint8)
+    for row, names in enumerate(chosen):
+        labels[row, [column[name] for name in names]] = 1
+    return ids, labels, classes
 
 
 def _names(text: str) -> list[str]:
@@ -288,27 +280,25 @@ def _names(text: str) -> list[str]:
 # --- the arrays of SPML ---------------------------------------------------------------------------------------------
 
 
-def _spml(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
-    path = folder / f"formatted_{split}_images.npy"
-    try:
-        names = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{str(path)!r} cannot be read as an array of paths ({error}): get the SPML files again."
-        ) from None
+def _spml(folder: Path, split: str) -> Rows:
+    path, names = _array(folder, split, "images", "paths")
     ids = [str(name).replace("\\", "/") for name in names.ravel()]
     check_once(ids, where=f"{str(path)!r}")
-    return ids, _array(folder, split, "labels", (len(ids), len(CLASSES)))
+    return ids, _binary(folder, split, "labels", (len(ids), len(CLASSES))), CLASSES
 
 
-def _array(folder: Path, split: str, what: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(folder: Path, split: str, what: str, of: str) -> tuple[Path, np.ndarray]:
     path = folder / f"formatted_{split}_{what}.npy"
     try:
-        found = np.load(path, allow_pickle=False)
+        return path, np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{str(path)!r} cannot be read as an array of labels ({error}): get the SPML files again."
+            f"{str(path)!r} cannot be read as an array of {of} ({error}): get the SPML files again."
         ) from None
+
+
+def _binary(folder: Path, split: str, what: str, shape: tuple[int, ...]) -> np.ndarray:
+    path, found = _array(folder, split, what, "labels")
     if found.shape != shape or not np.isin(found, (0, 1)).all():
         raise UserError(
             f"{str(path)!r} has shape {found.shape} or values other than 0 and 1, where {shape} is expected."

@@ -9,15 +9,16 @@ import dataclasses
 import hashlib
 import http.client
 import os
+import shlex
 import shutil
 import sys
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from mljax.errors import UserError, nearest
 
@@ -106,6 +107,17 @@ BY_HAND = {
         " SST: put VG_100K/, {{train,test}}_list_500.txt and vg_category_{{200,500}}_labels_index.json into {root}/vg."
     ),
 }
+
+
+def advice(section: Mapping[str, Any]) -> str:
+    """How the data of a config's data section can be had, as the end of a sentence; empty where nothing is known."""
+    kind = str(section.get("name"))
+    name = kind + str(section.get("year", {"voc": "2007", "coco": "2014"}.get(kind, "")))
+    if name not in (*ARCHIVES, *BY_HAND) or (kind == "voc" and section.get("variant")):  # which is not the official one
+        return ""
+    root = shlex.quote(str(section.get("root") or os.environ.get("MLJAX_DATA") or "data"))
+    does = "fetches it" if name in ARCHIVES else "says what to put where"
+    return f"; python -m mljax.data prepare {name} --root={root} {does}"
 
 
 def prepare(name: str, root: Path, *, say: Callable[[str], None] = lambda text: None) -> list[str]:

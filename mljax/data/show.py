@@ -22,11 +22,11 @@ def page(
     seed: int = 0,
     cell: int = 224,
 ) -> Image.Image:
-    """Photos drawn from a split, a row each: as it is, then as augmented.
+    """Photos drawn from a split, a row each: as it is, then as augmented, each different picture once.
 
     Args:
       transform: (image, rng) -> (size size 3) uint8.
-      count: photos; `views`: augmented ones of each.
+      count: photos; `views`: different augmented ones of each at most; where nothing is random there is one.
       seed: of the choice and the augmentation.
       cell: pixels of a picture's side on the page.
     Raises:
@@ -35,21 +35,38 @@ def page(
     if count < 1 or views < 1:
         raise UserError(f"A page of {count} photos with {views} views each is empty: ask for at least one of both.")
     rng = np.random.default_rng([seed, 7])
-    chosen = np.sort(rng.permutation(len(source))[:count])
-    images: list[Image.Image] = []
-    captions: list[str] = []
-    for row in chosen:
+    rows: list[tuple[Image.Image, list[np.ndarray], str]] = []
+    for row in np.sort(rng.permutation(len(source))[:count]):
         name, record = str(source.ids[row]), source[int(row)]
         original = decode(record["image"], where=name)
-        images.append(original)
-        captions.append("\n".join([*_lines(labels_of(source, row)), f"{name} ({original.width} x {original.height})"]))
-        for view in range(views):
-            own = np.random.default_rng([seed, int(row), view])
-            given = Picture(record["image"], where=name) if getattr(transform, "pictures", False) else original
-            image = transform(given, own)
-            images.append(Image.fromarray(image))
-            captions.append(f"augmented, {image.shape[1]} x {image.shape[0]}" if not view else "")
-    return draw.contact_sheet(images, captions, columns=views + 1, cell=cell)
+        given = Picture(record["image"], where=name) if getattr(transform, "pictures", False) else original
+        caption = [*_lines(labels_of(source, row)), f"{name} ({original.width} x {original.height})"]
+        rows.append((original, _different(transform, given, views, [seed, int(row)]), "\n".join(caption)))
+    columns = 1 + max(len(found) for _, found, _ in rows)
+    images: list[Image.Image] = []
+    captions: list[str] = []
+    for original, found, caption in rows:
+        empty = columns - 1 - len(found)
+        images += [original, *map(Image.fromarray, found), *[Image.new("RGB", (1, 1), "white")] * empty]
+        captions += [caption, f"augmented, {found[0].shape[1]} x {found[0].shape[0]}", *[""] * (columns - 2)]
+    return draw.contact_sheet(images, captions, columns=columns, cell=cell)
+
+
+TRIES = 4  # draws for each view that is asked for: a flip alone has two, and two draws are often the same
+
+
+def _different(
+    transform: Callable[[Any, np.random.Generator], np.ndarray], given: Any, views: int, seed: list[int]
+) -> list[np.ndarray]:
+    """Up to `views` different pictures that an augmentation makes of one."""
+    found: list[np.ndarray] = []
+    for number in range(TRIES * views):
+        image = transform(given, np.random.default_rng([*seed, number]))
+        if not any(np.array_equal(image, other) for other in found):
+            found.append(image)
+        if len(found) == views:
+            break
+    return found
 
 
 def labels_of(source: Source, row: int) -> list[str]:

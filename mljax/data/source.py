@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mljax.build import build
-from mljax.data import spml
+from mljax.data import prepare, spml
+from mljax.data.files import Absent
 from mljax.errors import UserError
 
 
@@ -106,7 +107,18 @@ class Files:
 
 def load(section: Mapping[str, Any], split: str) -> Source:
     """Build a split of a data section: `NAME`, `NAME[a:b]` (a Python slice of its order, e.g. "trainval[:-500]"), or
-    `NAME[spml:train]` and `NAME[spml:val]`, the 80 and 20 % of the single-positive code."""
+    `NAME[spml:train]` and `NAME[spml:val]`, the 80 and 20 % of the single-positive code.
+
+    Raises:
+      UserError: no such split, or whatever the reader raises; of data that are not there it says how to get them.
+    """
+    try:
+        return _load(section, split)
+    except Absent as error:
+        raise UserError(f"{str(error).rstrip('.')}{prepare.advice(section)}.") from None
+
+
+def _load(section: Mapping[str, Any], split: str) -> Source:
     if part := re.fullmatch(r"([^\[\]]+)\[spml:(train|val)\]", split):
         source = build("data", section, split=part[1])
         return source.subset(spml.split(source.ids, part[2]), f"[spml:{part[2]}]")

@@ -78,7 +78,9 @@ def table(
     names = _classes(path, rows, classes, "train" if val_share else train_split)
     chosen = rows.of(split)
     if not len(chosen):
-        raise UserError(f"{str(path)!r} has no images in the split {split!r}{nearest(split, rows.splits)}.")
+        raise UserError(
+            f"{str(path)!r} has no images in the split {split!r}{nearest(split, rows.splits)}{_way_on(form)}."
+        )
     folder = path.parent / Path(images).expanduser()
     if not folder.is_dir():
         raise UserError(
@@ -98,6 +100,16 @@ def table(
         scored=observed.copy(),
         read=Files(paths),
         fingerprint=fingerprint(ids, paths, labels + 2 * (1 - observed), where=where, hint=hint),
+    )
+
+
+def _way_on(form: _rows.Form) -> str:
+    """What to do about a split without images, as the end of a sentence."""
+    if form.val_share:
+        return f": with val_share={form.val_share:g} there are 'train' and 'val', so raise it where one has none"
+    return (
+        f": write it into the column {form.columns[2]!r} of some rows, or take that column out and set val_share=0.2"
+        " (--config.data.val_share=0.2) to hold out a fifth of the images as 'val'"
     )
 
 

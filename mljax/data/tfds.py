@@ -57,15 +57,7 @@ def tfds(
       UserError: it is not there, was prepared in another format, or a record is not as features.json says.
     Differs from TFDS: image bytes are not decoded here but as all others are.
     """
-    folder = _find(root, dataset, version)
-    info, features = _json(folder / "dataset_info.json"), _json(folder / "features.json")
-    if info.get("fileFormat") != "array_record":
-        raise UserError(
-            f"{str(folder)!r} was prepared as {info.get('fileFormat', 'tfrecord')}, which is not read by number:"
-            f" prepare it again with file_format='array_record' (python -m mljax.data prepare tfds:{dataset}"
-            f" --root={_root(root)})."
-        )
-    leaves = _leaves(features, "")
+    folder, info, leaves = _prepared(root, dataset, version)
     labels = _labels_name(labels, leaves, folder)
     if image not in leaves:
         raise UserError(f"{str(folder / 'features.json')!r} has no feature {image!r}{nearest(image, leaves)}.")
@@ -140,6 +132,21 @@ def _find(root: str | None, dataset: str, version: str) -> Path:
             f" python -m mljax.data prepare tfds:{dataset} --root={_root(root)}."
         )
     return folder / (version or versions[-1])
+
+
+def _prepared(
+    root: str | None, dataset: str, version: str
+) -> tuple[Path, dict[str, Any], dict[str, Mapping[str, Any]]]:
+    """The folder of a prepared data set, what its dataset_info.json says, and its features by flat names."""
+    folder = _find(root, dataset, version)
+    info, features = _json(folder / "dataset_info.json"), _json(folder / "features.json")
+    if info.get("fileFormat") != "array_record":
+        raise UserError(
+            f"{str(folder)!r} was prepared as {info.get('fileFormat', 'tfrecord')}, which is not read by number:"
+            f" prepare it again with file_format='array_record' (python -m mljax.data prepare tfds:{dataset}"
+            f" --root={_root(root)})."
+        )
+    return folder, info, _leaves(features, "")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mljax.data.files import check_once, data_folder, fingerprint, rows_present, text_lines
+from mljax.data.files import Absent, check_once, data_folder, fingerprint, rows_present, text_lines
 from mljax.data.labels import spelled_twice
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
@@ -76,7 +76,7 @@ def _find(root: str | None, split: str) -> Path:
     for candidate in (*(folder / name for name in FOLDERS), folder):
         if (candidate / f"{split}_list_500.txt").is_file():
             return candidate
-    raise UserError(
+    raise Absent(
         f"There is no vg/{split}_list_500.txt under {str(folder)!r}: set 'root' (or MLJAX_DATA) to its folder; the list"
         " comes with SSGRL and SST."
     )
@@ -111,7 +111,7 @@ def _paths(folder: Path, images: str, ids: Sequence[str]) -> list[str]:
         raise UserError(f"The folder of images {str(folder / images)!r} is not there: set 'images' to it.")
     places = [folder / images] if images else [p for p in (folder / "VG_100K", folder / "VG_100K_2") if p.is_dir()]
     if not places:
-        raise UserError(f"There is no folder {str(folder / 'VG_100K')!r} with the images: unpack them there.")
+        raise Absent(f"There is no folder {str(folder / 'VG_100K')!r} with the images: unpack them there.")
     found = [{entry.name for entry in os.scandir(place)} for place in places]
     return [
         os.fspath(next((place for place, there in zip(places, found) if name in there), places[0]) / name)

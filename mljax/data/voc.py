@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from mljax.data._instances import VocInstances
-from mljax.data.files import data_folder, fingerprint, some
+from mljax.data.files import Absent, data_folder, fingerprint, some
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
 
@@ -186,7 +186,7 @@ def _find(root: str | None, year: str) -> Path:
     other_year = folder.name.upper().startswith("VOC20") and folder.name.upper() != name
     if (folder / "ImageSets").is_dir() and not other_year:
         return folder
-    raise UserError(
+    raise Absent(
         f"There is no 'VOCdevkit/{name}' under {str(folder)!r}: set 'root' (or MLJAX_DATA) to the folder "
         "that holds VOCdevkit."
     )

@@ -16,7 +16,7 @@ from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_
 from mljax.published import Names
 from mljax.types import Meta
 
-log = logging.getLogger("mljax")
+log = logging.getLogger("mljax.training")
 # torch's default of linear layers, U(-1/sqrt(fan in), 1/sqrt(fan in)), for any fan in
 TORCH = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 POOLING = ("semantic", "activation")

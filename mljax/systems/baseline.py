@@ -1,14 +1,17 @@
 """Backbone, global pooling, linear classifier: what every paper's table starts from."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import encode, final, torch_linear_init
+from mljax.published import Names, Published
 from mljax.types import Batch, Meta, Outputs
 
 POOLING = ("average", "max", "mean_of_both")
@@ -70,4 +73,24 @@ def baseline(
     return Baseline(backbone, criterion, meta.num_labels, pooling, dropout, dtype, axis)
 
 
+# The classifier in ASL's files, beside a TResNet, and in the single-positive code's, beside a numbered ResNet-50.
+_CLASSIFIERS = ("head.fc.", "linear_classifier.")
+
+
+def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
+    if "classifier.FC.weight" in names:  # ASL's bottleneck for Open Images: two linear layers, nothing between them
+        first, last = names.linear("classifier.embedding_generator.0"), names.linear("classifier.FC")
+        bias = np.matmul(first["bias"], last["kernel"], dtype=np.float32) + last["bias"]
+        return {"params": {"kernel": np.matmul(first["kernel"], last["kernel"], dtype=np.float32), "bias": bias}}
+    return {"params": names.linear("classifier")}
+
+
+def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """One name for the classifier, and the trunk without a prefix."""
+    for start in _CLASSIFIERS:
+        state = {re.sub(rf"^{re.escape(start)}", "classifier.", name): value for name, value in state.items()}
+    return {name.removeprefix("feature_extractor."): value for name, value in state.items()}
+
+
+PUBLISHED = Published(_convert, own=r"classifier\..*", rename=_rename)
 NAMES = {"baseline": baseline}

@@ -4,8 +4,8 @@ One unit vector per label scores every position. The logit is the mean score plu
 softmax of the scores, or plus lambda times the largest score. Several heads, each with its own vectors and temperature,
 are added up.
 
-Exact: the numbers are those of the authors' code, Kevinz-code/CSRA. Here is the head; the paper's ViT backbones are not
-among ours, so their checkpoints are not read.
+Exact: the numbers are those of the authors' code, Kevinz-code/CSRA. With a ViT the map is that of its patch tokens
+after the last norm; the class token is left out, as in their code.
 """
 
 import math

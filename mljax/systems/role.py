@@ -15,7 +15,10 @@ import numpy as np
 
 from mljax import weak_labels
 from mljax.errors import UserError
+from mljax.published import Names, Published
 from mljax.systems import _around
+from mljax.systems.baseline import PUBLISHED as CLASSIFIER
+from mljax.systems.baseline import Baseline
 from mljax.types import Batch, Constant, Meta, Outputs
 
 CERTAIN = float(np.log(0.995 / 0.005))  # 5.293, of an observed positive; -5.293 of an observed negative
@@ -126,4 +129,33 @@ def role(
     return Role(backbone, system, _around.codes(meta), dtype, axis)
 
 
+# --- released checkpoints ---------------------------------------------------------------------------------------------
+
+
+def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
+    """The classifier of file f and the table of file g, whose rows are the training images in the code's order."""
+    assert isinstance(system, Role)
+    if not isinstance(system.net, Baseline):
+        raise UserError("ROLE's released files have a linear classifier; set config.system.net={'name': 'baseline'}.")
+    if "g.logits" not in names:
+        raise UserError(
+            "ROLE's checkpoint is two files, best_model_state_f.pt and best_model_state_g.pt; give both, or f alone to"
+            " configs/single_positive.py."
+        )
+    table, own = names.array("g.logits"), system.known.value.shape
+    if table.shape != own:
+        raise UserError(
+            f"ROLE's table of labels has the shape {table.shape} and the training split {own}, images by labels; take"
+            " the data set and the split that it was trained on, without --classes."
+        )
+    return {"params": {"net": CLASSIFIER.convert(names, system.net)["params"], "label_table": table}}
+
+
+def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The names of file f as the baseline's; those of g keep their prefix."""
+    state = {name.removeprefix("f."): value for name, value in state.items()}
+    return state if CLASSIFIER.rename is None else CLASSIFIER.rename(state)
+
+
+PUBLISHED = Published(_convert, own=r"classifier\..*|g\..*", rename=_rename, files=r"best_model_state_(f|g)\.pt$")
 NAMES = {"role": role}

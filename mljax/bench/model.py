@@ -89,10 +89,12 @@ class Model:
       cached: whether batches hold endpoints in place of images, as config.cache says.
     """
 
-    def __init__(self, config: Config, *, labels: int | None = None, rows: int | None = None):
+    def __init__(
+        self, config: Config, *, labels: int | None = None, rows: int | None = None, devices: list[Any] | None = None
+    ):
         with config.unlocked():
             config.weights.name = None
-        self.config, self.devices = config, parallel.devices_for(config.devices)
+        self.config, self.devices = config, devices or parallel.devices_for(config.devices)
         parallel.check_batch(config.optim.batch_size, len(self.devices))
         self.run = experiment.assemble(config, synthetic_meta(config, labels, rows), PLAIN)
         self.cached = bool(config.cache.train_views)
@@ -180,6 +182,11 @@ class Model:
             raise UserError("There is no batch normalisation after a convolution here to fold; leave out --fold.")
         return folded, count
 
+    def folded_shapes(self) -> Any:
+        """The shapes of `folded`: every normalisation of random variables folds alike."""
+        ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), self.variables)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.folded(ones)[0])
+
 
 def largest_batch(fits: Callable[[int], bool], step: int = 1, start: int = 8, most: int = 65536) -> int:
     """The largest multiple of `step` that fits: doubled until it does not, then halved in.
@@ -206,19 +213,22 @@ def largest_batch(fits: Callable[[int], bool], step: int = 1, start: int = 8, mo
     return good * step
 
 
-def fits(model: Model, limit: int | None, batch_size: int, *, run: bool) -> bool:
-    """Whether a training step of this batch fits: by what the compiled program holds, and by running it once.
+def fits(model: Model, limit: int | None, batch_size: int, *, run: bool, part: str = "train") -> bool:
+    """Whether a step of this batch fits: by what the compiled program holds, and by running it once.
 
     Args:
       limit: bytes; None: not known.
       run: also run a step; on a CPU a step that is too large would end the process, so it is not run there.
+      part: "train" or "infer".
     """
     try:
-        made = model.training(batch_size)
+        made = model.training(batch_size) if part == "train" else model.inference(batch_size)
         if limit is not None and made.memory is not None and made.memory > limit:
             return False
-        if run:
+        if run and part == "train":
             model.trainer(made.call, batch_size)(1)
+        elif run:
+            model.scorer(made.call, model.initial(), batch_size)(1)
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
             raise

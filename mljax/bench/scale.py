@@ -38,7 +38,7 @@ def values_of(axis: str, text: str | None) -> tuple[int, ...]:
 
 def scale(args: Any, own: list[str]) -> dict[str, Any]:
     """Measure every value in a process of its own, so that no peak memory and no compiled program is left over."""
-    from mljax.bench import machine
+    from mljax.bench.report import machine
 
     axis, values = args.scale, values_of(args.scale, args.values)
     folder = Path(args.out)
@@ -101,7 +101,7 @@ def one(axis: str, value: int, args: Any, own: list[str]) -> dict[str, Any]:
 
 def rows_seconds(rows: int, labels: int) -> dict[str, Any]:
     """All metrics of so many rows of scores."""
-    from mljax.bench_loop import metrics_seconds
+    from mljax.bench.loop import metrics_seconds
 
     seconds = metrics_seconds(rows, labels)
     return {"seconds": seconds, "metrics_rows_per_s": rows / seconds}

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from mljax import evaluate, experiment, progress, train
-from mljax.bench_model import PLAIN, synthetic_meta
+from mljax.bench.model import PLAIN, synthetic_meta
 from mljax.checkpoint import Checkpoints
 from mljax.data import features
 from mljax.data.source import Source
-from mljax.timing import Turns
+from mljax.timing import Turns, trace
 from mljax.types import Config, Meta
 
 PHOTO = (500, 375)  # w, h, as VOC's
@@ -155,8 +155,11 @@ def _opened(config: Config, folder: str) -> progress.Writer:
     return writer
 
 
-def shares(config: Config, steps: int = 12, labels: int | None = None) -> Shares:
-    """Train some steps and evaluate as many images, after everything is compiled: where the time goes."""
+def shares(config: Config, steps: int = 12, labels: int | None = None, profile: str | None = None) -> Shares:
+    """Train some steps and evaluate as many images, after everything is compiled: where the time goes.
+
+    With `profile` a trace of it is written there: input threads, copies to the device, and steps beside each other.
+    """
     with tempfile.TemporaryDirectory() as folder, _opened(config, folder) as writer:
         stage = Rehearsal(config, Path(folder), writer, 1, labels)
         with config.unlocked():
@@ -167,8 +170,9 @@ def shares(config: Config, steps: int = 12, labels: int | None = None) -> Shares
         stage.waited = stage.evaluated = 0.0
         jax.block_until_ready(state)
         began = time.perf_counter()
-        stage._loop(state)
-        total = time.perf_counter() - began
+        with trace(profile):
+            stage._loop(state)
+            total = time.perf_counter() - began
         stage.checkpoints.__exit__(None, None, None)
         return Shares(steps, total, stage.waited, stage.evaluated)
 

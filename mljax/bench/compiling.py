@@ -8,8 +8,8 @@ BEGAN = time.perf_counter()
 
 
 def main(argv: list[str] | None = None) -> int:
-    from mljax.bench import arguments, configured
-    from mljax.bench_model import Model
+    from mljax.bench.command import arguments, configured
+    from mljax.bench.model import Model
 
     args, own = arguments(sys.argv[1:] if argv is None else argv)
     model = Model(configured(own, args), labels=args.labels)

@@ -1,17 +1,14 @@
-"""The same network, batch, precision and optimiser in PyTorch, to be timed beside ours; written for this only.
+"""Networks in PyTorch that the benchmark times ours against: written for this, Swin from transformers.
 
 Names of parameters are those of torchvision and of Query2Label's authors, so that tests can give both sides the same
-weights. On a GPU the model is compiled, on a CPU it runs eagerly; channels-last and autocast on both.
+weights.
 """
 # pyright: reportMissingImports=false
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from mljax.backbones import resnet
-from mljax.bench_model import Model
 from mljax.errors import UserError
 from mljax.layers import sine_position
 
@@ -24,9 +21,6 @@ except ImportError:
         "--against=torch needs PyTorch, which is not installed here; install it with: pip install torch"
         " (make parity sets up an environment that has both)."
     ) from None
-
-SYSTEMS = ("baseline", "query2label")
-LOSSES = ("bce", "asl")
 
 
 class Block(nn.Module):
@@ -100,11 +94,16 @@ class ResNet(nn.Module):
 
 
 class Layer(nn.Module):
-    """Post-norm attention and feed-forward; the decoder's own attention is there if `attends`."""
+    """Post-norm attention and feed-forward.
 
-    def __init__(self, d: int, heads: int, hidden: int, dropout: float, cross: bool, attends: bool):
+    Self-attention if not `cross`; a layer that attends to a memory has self-attention before it if it `attends`.
+    """
+
+    def __init__(
+        self, d: int, heads: int, hidden: int, dropout: float, cross: bool, attends: bool, activation: str = "relu"
+    ):
         super().__init__()
-        self.cross, self.drop = cross, nn.Dropout(dropout)
+        self.cross, self.drop, self.activation = cross, nn.Dropout(dropout), getattr(F, activation)
         if not cross or attends:
             self.self_attn, self.norm1 = nn.MultiheadAttention(d, heads, dropout, batch_first=True), nn.LayerNorm(d)
         if cross:
@@ -112,13 +111,14 @@ class Layer(nn.Module):
             self.norm3 = nn.LayerNorm(d)
         self.linear1, self.linear2, self.norm2 = nn.Linear(d, hidden), nn.Linear(hidden, d), nn.LayerNorm(d)
 
-    def forward(self, x: Any, query: Any, memory: Any = None, key: Any = None) -> Any:
+    def forward(self, x: Any, query: Any = 0, memory: Any = None, key: Any = None, bias: Any = None) -> Any:
+        """x (b q d), query: positions of x, memory (b n d), key: memory with positions, bias (q q) of the scores."""
         if hasattr(self, "self_attn"):
             own = x + query
-            x = self.norm1(x + self.drop(self.self_attn(own, own, x, need_weights=False)[0]))
+            x = self.norm1(x + self.drop(self.self_attn(own, own, x, attn_mask=bias, need_weights=False)[0]))
         if self.cross:
             x = self.norm2(x + self.drop(self.multihead_attn(x + query, key, memory, need_weights=False)[0]))
-        y = self.drop(self.linear2(self.drop(F.relu(self.linear1(x)))))
+        y = self.drop(self.linear2(self.drop(self.activation(self.linear1(x)))))
         return (self.norm3 if self.cross else self.norm2)(x + y)
 
 
@@ -166,11 +166,52 @@ class Query2Label(nn.Module):
         return self.fc(self.transformer.decoder.norm(x))
 
 
+class Cmsg(nn.Module):
+    """Map (b c h w) -> logits (b l), settings as `mljax.systems.cmsg`."""
+
+    def __init__(self, channels: int, system: Any, side: tuple[int, int]):
+        super().__init__()
+        d, self.normalise = system.width, system.normalise
+        if system.features != "activation" or system.mode not in ("add", "none"):
+            raise UserError(
+                "--against=torch knows CMSG with config.system.features='activation' and mode='add' or 'none'."
+            )
+        self.score, self.transform = nn.Linear(channels, system.labels, bias=False), nn.Linear(channels, d)
+        matrix = system.correlation if system.mode == "add" else None
+        bias = None if matrix is None else torch.from_numpy(np.array(matrix.value, np.float32))
+        self.register_buffer("bias", bias)
+        sizes = (system.ffn, system.dropout)
+        self.sga = nn.ModuleList(
+            Layer(d, system.sga_heads, *sizes, False, True, system.activation) for _ in range(system.sga_layers)
+        )
+        self.saa = nn.ModuleList(
+            Layer(d, system.saa_heads, *sizes, True, False, system.activation) for _ in range(system.saa_layers)
+        )
+        self.memory = nn.Linear(channels, d) if system.saa_layers else None
+        position = torch.from_numpy(np.array(sine_position(*side, d), np.float32)) if system.position else None
+        self.register_buffer("position", position, persistent=False)
+        self.fc = GroupLinear(system.labels, d)
+
+    def forward(self, maps: Any) -> Any:
+        x = maps.flatten(2).transpose(1, 2)
+        features = torch.sigmoid(self.score(x)).transpose(1, 2) @ self.transform(x)
+        features = features / x.shape[1] if self.normalise else features
+        for layer in self.sga:
+            features = layer(features, bias=None if self.bias is None else self.bias.to(features.dtype))
+        if self.memory is not None:
+            memory = self.memory(x)
+            key = memory if self.position is None else memory + self.position
+            for layer in self.saa:
+                features = layer(features, 0, memory, key)
+        return self.fc(features)
+
+
 class Pooled(nn.Module):
     """Map (b c h w) -> logits (b l): the baseline."""
 
-    def __init__(self, channels: int, system: Any):
+    def __init__(self, channels: int, system: Any, side: tuple[int, int]):
         super().__init__()
+        del side
         self.pooling, self.drop = system.pooling, nn.Dropout(system.dropout)
         self.fc = nn.Linear(channels, system.labels)
 
@@ -178,6 +219,28 @@ class Pooled(nn.Module):
         average, largest = maps.mean((2, 3)), maps.amax((2, 3))
         pooled = {"average": average, "max": largest, "mean_of_both": (average + largest) / 2}[self.pooling]
         return self.fc(self.drop(pooled))
+
+
+class Swin(nn.Module):
+    """Image (b 3 h w) -> the map after the last norm, (b c h w), of transformers, with PyTorch's fused attention."""
+
+    def __init__(self, size: int, *, width: int, depths: Any, heads: Any, window: int, drop_path: float):
+        super().__init__()
+        try:
+            import transformers
+        except ImportError:
+            raise UserError(
+                "--against=torch needs transformers for Swin; install it with: pip install transformers."
+            ) from None
+        config = transformers.SwinConfig(
+            image_size=size, embed_dim=width, depths=list(depths), num_heads=list(heads), window_size=window,
+            drop_path_rate=drop_path, attn_implementation="sdpa",
+        )  # fmt: skip
+        self.net, self.side = transformers.SwinModel(config, add_pooling_layer=False), size // 32
+        self.channels = 8 * width
+
+    def forward(self, x: Any) -> Any:
+        return self.net(x).last_hidden_state.transpose(1, 2).unflatten(2, (self.side, self.side))
 
 
 class Net(nn.Module):
@@ -189,145 +252,3 @@ class Net(nn.Module):
 
     def forward(self, x: Any) -> Any:
         return self.head(x if self.backbone is None else self.backbone(x))
-
-
-def network(model: Model) -> Net:
-    """The network of a config.
-
-    Raises:
-      UserError: it is none of those that are written here.
-    """
-    config, system = model.config, model.run.system
-    if config.system.name not in SYSTEMS:
-        raise UserError(
-            f"--against=torch knows the systems {', '.join(SYSTEMS)} and not {config.system.name!r};"
-            " leave it out, or compare one of these."
-        )
-    if config.loss.name not in LOSSES:
-        raise UserError(
-            f"--against=torch knows the losses {', '.join(LOSSES)} and not {config.loss.name!r};"
-            " add --config.loss.name=bce."
-        )
-    shapes = model.shapes(1)
-    backbone = None
-    if model.cached:
-        _, h, w, channels = list(shapes["endpoints"].values())[-1].shape
-    else:
-        made = resnet.NAMES.get(config.backbone.name)
-        if made is None:
-            raise UserError(
-                f"--against=torch knows the backbones {', '.join(resnet.NAMES)} and not {config.backbone.name!r};"
-                " add --config.backbone.name=resnet101."
-            )
-        backbone = ResNet(**made.keywords)
-        channels, h = backbone.channels, -(-config.input.size // 32)
-        w, own = h, model.run.system.backbone
-        frozen = tuple(s.strip() for s in own.frozen.split(",") if s.strip())
-        backbone.freeze(tuple(backbone.stages()) if frozen == ("all",) else frozen, own.norm)
-    head = Query2Label(channels, system, (h, w)) if config.system.name == "query2label" else Pooled(channels, system)
-    return Net(backbone, head)
-
-
-def asl(
-    logits: Any, labels: Any, *, gamma_neg: float = 4.0, gamma_pos: float = 1.0, clip: float = 0.05, eps: float = 1e-8
-) -> Any:
-    """The asymmetric loss as its authors compute it, (b l)."""
-    p = torch.sigmoid(logits)
-    no = (1 - p + clip).clamp(max=1)
-    values = labels * torch.log(p.clamp(min=eps)) + (1 - labels) * torch.log(no.clamp(min=eps))
-    if gamma_neg or gamma_pos:
-        with torch.no_grad():
-            hard = (1 - p * labels - no * (1 - labels)) ** (gamma_pos * labels + gamma_neg * (1 - labels))
-        values = values * hard
-    return -values
-
-
-def loss_of(section: Any) -> Callable[[Any, Any], Any]:
-    """config.loss -> (logits, labels) -> ()."""
-    settings = {k: v for k, v in section.items() if k not in ("name", "reduction")}
-    reduction = section.get("reduction", "mean")
-
-    def loss(logits: Any, labels: Any) -> Any:
-        logits = logits.float()
-        if section.name == "bce":
-            values = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-        else:
-            values = asl(logits, labels, **settings)
-        return {"mean": values.mean, "sum": values.sum, "batch_mean": lambda: values.sum(1).mean()}[reduction]()
-
-    return loss
-
-
-def optimizer(section: Any, parameters: list[Any]) -> Any:
-    """config.optim's rule; schedules cost nothing and are left out."""
-    decay, name = section.get("weight_decay", 0.0), section.get("name", "adam")
-    options: dict[str, Any] = {"lr": section.get("lr", 1e-4), "weight_decay": decay}
-    if name == "sgd":
-        momentum = section.get("momentum", 0.9)
-        return torch.optim.SGD(parameters, **options, momentum=momentum, nesterov=section.get("nesterov", False))
-    options |= {"eps": section.get("eps", 1e-8)}
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, **options)
-
-
-class Rival:
-    """The network on torch's device with the same random batch: `train(steps)`, `infer(steps)`."""
-
-    def __init__(self, model: Model, batch_size: int):
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.config, self.half = model.config, model.config.dtype == "bfloat16"
-        if self.device == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as XLA does
-            torch.backends.cudnn.benchmark = True
-        self.net = network(model).to(self.device, memory_format=torch.channels_last)
-        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
-        self.run = torch.compile(self.net) if self.device == "cuda" else self.net
-        self.optimizer, self.loss = optimizer(self.config.optim, self.parameters), loss_of(self.config.loss)
-        self.ema = [p.detach().clone() for p in self.parameters] if self.config.ema else []
-        batch = model.batch(batch_size)
-        maps = list(batch["endpoints"].values())[-1] if model.cached else batch["image"]
-        self.input = torch.from_numpy(np.ascontiguousarray(maps)).to(self.device)  # (b h w c)
-        self.labels = torch.from_numpy(batch["labels"]).to(self.device)
-        self.scale = torch.tensor([1 / (255 * s) for s in model.run.std], device=self.device).view(1, 3, 1, 1)
-        self.shift = torch.tensor([-m / s for m, s in zip(model.run.mean, model.run.std)], device=self.device)
-        self.shift = self.shift.view(1, 3, 1, 1)
-
-    def size(self) -> int:
-        """Parameters."""
-        return sum(p.numel() for p in self.net.parameters())
-
-    def _input(self) -> Any:
-        x = self.input.permute(0, 3, 1, 2).float()  # channels-last in memory
-        return x * self.scale + self.shift if self.input.dtype == torch.uint8 else x
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half)
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def train(self, steps: int) -> None:
-        self.net.train()
-        clip = self.config.optim.get("clip_norm")
-        for _ in range(steps):
-            with self._autocast():
-                logits = self.run(self._input())
-            self.optimizer.zero_grad(set_to_none=True)
-            self.loss(logits, self.labels).backward()
-            if clip:
-                nn.utils.clip_grad_norm_(self.parameters, clip)
-            self.optimizer.step()
-            if self.ema:
-                torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - self.config.ema)
-        self._wait()
-
-    def infer(self, steps: int) -> None:
-        self.net.eval()
-        with torch.inference_mode(), self._autocast():
-            for _ in range(steps):
-                self.run(self._input())
-        self._wait()
-
-    def peak(self) -> int | None:
-        """Bytes that CUDA's allocator reached; None on a CPU."""
-        return torch.cuda.max_memory_allocated() if self.device == "cuda" else None

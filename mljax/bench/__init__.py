@@ -1,0 +1,1 @@
+"""Speed, memory, compile time and FLOPs of a config; see `mljax.bench.command`."""

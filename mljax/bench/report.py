@@ -1,0 +1,84 @@
+"""Figures of a benchmark: what they are of, their arithmetic, and how people are told."""
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+from mljax.bench import hlo
+
+
+def machine() -> dict[str, Any]:
+    """What the figures are of."""
+    import jax
+
+    device = jax.devices()[0]
+    model = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file():
+        names = re.findall(r"model name\s*: (.*)", info.read_text())
+        model = names[0] if names else model
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    found = {"device": device.device_kind, "platform": device.platform, "devices": jax.device_count(), "cpu": model}
+    return {**found, "cores": os.cpu_count(), "load": round(load, 1), "jax": jax.__version__}
+
+
+def told(result: dict[str, Any]) -> str:
+    """One line of the machine."""
+    m = result["machine"]
+    return f"{m['devices']} {m['device']} ({m['cpu']}, {m['cores']} cores, load {m['load']:g}), jax {m['jax']}"
+
+
+def summary(turns: Any, made: Any, peak_bytes: int | None, size: int, peak: float | None, devices: int) -> dict:
+    """Figures of one part: seconds of a step, images/s, FLOPs, share of peak, ratios.
+
+    Args:
+      peak: FLOP/s of one device, or None: then "product" of the turns, a 2048 x 2048 matrix product, says what the
+        machine reached.
+    """
+    seconds = turns.seconds("mljax")
+    found: dict[str, Any] = {"seconds": seconds, "images_per_s": size / seconds, "batch": size}
+    found |= {"peak_bytes": peak_bytes, "program_bytes": made.memory}
+    found |= {"flops": made.flops, "flops_per_image": made.flops * devices / size, "flops_per_s": made.flops / seconds}
+    if peak is not None:
+        found["share_of_peak"] = made.flops / seconds / peak
+    elif "product" in turns.wall:
+        found["share_of_product"] = made.flops / (2 * 2048**3) * turns.ratio("product", "mljax")
+    for side in set(turns.wall) - {"mljax", "product"}:
+        found[side] = {"seconds": turns.seconds(side), "images_per_s": size / turns.seconds(side)}
+        found[side] |= {"time_ratio": turns.ratio("mljax", side), "cpu_ratio": turns.ratio("mljax", side, "cpu")}
+    if "torch" in found and "folded" in found:
+        ratios = {kind: turns.ratio("folded", "torch", kind) for kind in ("wall", "cpu")}
+        found["torch"] |= {"folded_time_ratio": ratios["wall"], "folded_cpu_ratio": ratios["cpu"]}
+    return found
+
+
+def lines(part: str, found: dict[str, Any]) -> list[str]:
+    """Figures of a part for people."""
+    text = [
+        f"{part:<9} {found['images_per_s']:8.1f} images/s  {1e3 * found['seconds']:9.1f} ms a step of {found['batch']}"
+    ]
+    gb = [
+        f"{found[k] / 1e9:.2f} GB {name}"
+        for k, name in (("peak_bytes", "peak"), ("program_bytes", "program"))
+        if found[k]
+    ]
+    work = f"{found['flops_per_image'] / 1e9:.2f} GFLOP an image, {found['flops_per_s'] / 1e12:.3g} TFLOP/s"
+    if "share_of_peak" in found:
+        work += f", {100 * found['share_of_peak']:.1f} % of the device's peak"
+    if "share_of_product" in found:
+        work += f", {100 * found['share_of_product']:.0f} % of a 2048 x 2048 matrix product's rate"
+    text.append(f"{'':<9} {'; '.join([*gb, work])}")
+    if "copies" in found:
+        text.append(f"{'':<9} {found['moved_bytes'] / 1e9:.2f} GB moved a step; {hlo.told(found['copies'])}")
+    for side in ("folded", "torch"):
+        if side in found:
+            s = found[side]
+            memory = f", {s['peak_bytes'] / 1e9:.2f} GB peak" if s.get("peak_bytes") else ""
+            text.append(
+                f"{'':<9} {side}: {s['images_per_s']:.1f} images/s{memory}; mljax takes {s['time_ratio']:.2f} times its"
+                f" time (CPU time {s['cpu_ratio']:.2f})"
+            )
+            if "folded_time_ratio" in s:
+                text[-1] += f"; folded {s['folded_time_ratio']:.2f} ({s['folded_cpu_ratio']:.2f})"
+    return text

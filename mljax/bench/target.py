@@ -1,0 +1,112 @@
+"""Programs compiled for a GPU that is not there: their memory, what they move, what they copy; no times.
+
+XLA compiles without a device once it is told what the device is. Only its choice among algorithms of one operation
+needs a device and is left out: fusions and layouts are those of a run there.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from mljax.backbones import _common
+from mljax.bench import hlo
+from mljax.bench.model import Model
+from mljax.errors import UserError
+from mljax.types import Config
+
+SHARE = 0.75  # of the memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+
+_HOPPER = {
+    "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49152,
+    "shared_memory_per_core": 233472, "threads_per_core_limit": 2048, "core_count": 132, "fpus_per_core": 128,
+    "block_dim_limit_x": 2147483647, "block_dim_limit_y": 65535, "block_dim_limit_z": 65535,
+    "memory_bandwidth": 3_352_320_000_000, "l2_cache_size": 50 * 2**20, "clock_rate_ghz": 1.98,
+    "device_memory_size": 84_929_347_584, "shared_memory_per_block_optin": 232448, "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+}  # fmt: skip
+_AMPERE = {
+    "core_count": 108, "fpus_per_core": 64, "shared_memory_per_core": 167936, "shared_memory_per_block_optin": 166912,
+    "memory_bandwidth": 2_039_000_000_000, "l2_cache_size": 40 * 2**20, "clock_rate_ghz": 1.41,
+    "device_memory_size": 84_986_363_904,
+}  # fmt: skip
+# name -> (its kind, compute capability, what XLA is told)
+TARGETS: dict[str, tuple[str, int, Mapping[str, float]]] = {
+    "h100": ("NVIDIA H100 80GB HBM3", 9, _HOPPER),
+    "h200": (
+        *("NVIDIA H200", 9),
+        _HOPPER | {"memory_bandwidth": 4_800_000_000_000, "device_memory_size": 150_754_820_096},
+    ),
+    "a100": ("NVIDIA A100-SXM4-80GB", 8, _HOPPER | _AMPERE),
+}
+
+
+def prepare() -> None:
+    """What must be set before JAX looks for its devices: it shall find none, and compile as for another."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    os.environ["XLA_FLAGS"] = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    )
+
+
+def memory_limit(name: str) -> int:
+    """Bytes that a program may use there."""
+    return int(SHARE * TARGETS[name][2]["device_memory_size"])
+
+
+def description(name: str) -> str:
+    """What XLA is told of a device, as the text of its GpuTargetConfigProto."""
+    kind, capability, facts = TARGETS[name]
+    lines = [f"  {key}: {value}" for key, value in facts.items()]
+    lines.append(f"  cuda_compute_capability {{ major: {capability} }}")
+    versions = "dnn_version_info { major: 9 minor: 10 }\nruntime_version { major: 13 minor: 0 }"
+    return "\n".join(
+        ["gpu_device_info {", *lines, "}", 'platform_name: "CUDA"', versions, f'device_description_str: "{kind}"']
+    )
+
+
+def devices(name: str, count: int) -> list[Any]:
+    """Devices to compile for, `count` of them in one machine; from here on what is traced takes the forms for a GPU."""
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda", target_config=description(name), topology=f"1x1x{count}"
+        ).devices
+    except (NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"--target={name} needs JAX's compiler for CUDA, which needs no GPU; install it with: pip install"
+            f" 'jax[cuda13]' ({str(error).splitlines()[0][:100]})."
+        ) from None
+    _common.PLATFORM = "gpu"
+    return list(found)
+
+
+def measured(config: Config, args: Any) -> dict[str, Any]:
+    """Memory, traffic and copies of the programs of --only, printed."""
+    kind, _, facts = TARGETS[args.target]
+    found: dict[str, Any] = {"target": kind}
+    print(f"compiled for {config.devices or 1} {kind}, which is not here: no times", flush=True)
+    model = Model(config, labels=args.labels, devices=devices(args.target, config.devices or 1))
+    size = config.optim.batch_size
+    for part in (p for p in ("train", "infer") if p in args.only):
+        variables, name = model.variables, part
+        for folded in (False, True) if part == "infer" and args.fold else (False,):
+            if folded:
+                variables, name = model.folded_shapes(), "folded"
+            made = model.training(size) if part == "train" else model.inference(size, variables)
+            memory = made.memory or 0
+            text = made.call.as_text()
+            moved, share = hlo.traffic(text), size / len(model.devices)
+            own = {"program_bytes": memory, "moved_bytes": moved, "copies": hlo.counts(hlo.moves(text))}
+            bound = own["images_per_s_bound"] = len(model.devices) * share * facts["memory_bandwidth"] / moved
+            found[name] = own
+            if args.hlo:
+                hlo.keep(text, args.hlo, name)
+            print(
+                f"{name:<9} {memory / 1e9:.2f} GB of program for a batch of {size}; {moved / 1e9:.1f} GB moved a"
+                f" step, {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory\n"
+                f"{'':<9} {hlo.told(own['copies'])}",
+                flush=True,
+            )
+    return found

@@ -61,13 +61,18 @@ def compile_step(
       (step, place_state, place): the compiled step, which donates its state; what puts a host state and a host batch
       where the step wants them. The state is never replicated by hand.
     """
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     if parallel == "pmap":
         compiled = jax.pmap(
             step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
         )
-        return compiled, jax.device_put, lambda batch: jax.tree.map(lambda x: _split(x, len(devices)), batch)
-    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+
+        def place(batch: Any) -> Any:  # given to the step as they are, host arrays would be copied while it waits
+            parts = jax.tree.map(lambda x: _split(x, len(devices)), batch)
+            return jax.device_put(parts, split) if jax.process_count() == 1 else parts
+
+        return compiled, lambda state: jax.device_put(state, whole), place
     compiled = jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
     return compiled, lambda state: _put(state, whole), lambda batch: _put(batch, split)
 

@@ -12,7 +12,7 @@ from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.systems.curriculum import STRATEGIES, curriculum, relabel
 from mljax.types import Meta
-from test_resume import same_state, trained_twice
+from test_resume import last_state, same_state, trained_twice
 
 N, L = 12, 5
 LOSS = {"name": "partial_bce", "reduction": "batch_mean"}
@@ -159,7 +159,7 @@ def test_pmap_run_equals_jit_run(tmp_path):
         config = small(parallel=kind)
         config.optim.update(name="sgd", schedule="constant", lr=0.02)
         train.fit(config, tmp_path / kind)
-        found[kind] = memory_of(tmp_path / kind)
+        found[kind] = last_state(tmp_path / kind)
     for path, value in found["jit"].items():
         if "memory" in path:  # a score at the threshold may fall on either side
             assert (found["pmap"][path] == value).mean() > 0.99
@@ -175,7 +175,7 @@ def test_cached_features_are_what_a_refresh_scores(tmp_path):
     config.optim.epochs = 2
     report = train.fit(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["metrics"] == report["metrics"]
-    labels = memory_of(tmp_path / "run")["['variables']['memory']['labels']"]
+    labels = last_state(tmp_path / "run")["['variables']['memory']['labels']"]
     source = experiment.source(config, "train", training=True)
     assert (labels[source.observed == 0] != 0).any()
 

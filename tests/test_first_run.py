@@ -76,7 +76,9 @@ def test_vectors_and_weights_that_are_missing_are_told_at_once(tmp_path, offline
     argv = ["--config=configs/cmsg.py:csv", f"--workdir={tmp_path / 'run'}", photos(tmp_path / "own")]
     said = refused(*argv, "--config.optim.batch_size=2")
     assert said.startswith("Two things have to be mended: (1) GloVe vectors could not be downloaded (offline)")
-    assert "; (2) The file mobilenet_v1_imagenet_to_conv_pw_12.npz of the weights 'mobilenet_v1_keras' is not here" in said
+    assert (
+        "; (2) The file mobilenet_v1_imagenet_to_conv_pw_12.npz of the weights 'mobilenet_v1_keras' is not here" in said
+    )
     assert "runs with --config.vectors=none" in said and ".;" not in said and said.count(". ") == 0
 
 

@@ -55,6 +55,21 @@ def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
                 np.testing.assert_allclose(got[path], value, rtol=2e-3, atol=2e-5, err_msg=f"{kind} {path}")
 
 
+@pytest.mark.parametrize("kind, devices", [("jit", 1), ("jit", 2), ("pmap", 2)])
+def test_a_step_copies_nothing_to_its_devices(kind, devices):
+    """Its batch lies where it wants it, so that the copy of the next one goes on while it computes."""
+
+    def step(state, batch):
+        return {"sum": state["sum"] + parallel.pmean(batch["x"].sum(), parallel.axis_of(kind))}, batch["x"].mean()
+
+    compiled, place_state, place = parallel.compile_step(step, kind, jax.devices()[:devices])
+    state, batch = place_state({"sum": np.float32(1)}), place({"x": np.ones((4, 3), np.float32)})
+    state, _ = compiled(state, batch)  # compiles
+    with jax.transfer_guard("disallow"):
+        state, mean = compiled(state, batch)
+    assert float(state["sum"]) == 1 + 2 * 12 / (devices if kind == "pmap" else 1) and float(mean.reshape(-1)[0]) == 1
+
+
 def test_collectives_are_the_identity_without_an_axis():
     x = {"a": np.arange(3.0)}
     assert parallel.pmean(x, None) is x and parallel.psum(x, None) is x and parallel.all_gather(x, None) is x

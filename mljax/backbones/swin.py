@@ -59,7 +59,8 @@ class _Attention(nn.Module):
         """x: (b m n d), m windows of n = size*size places; region: (m n) or None."""
         b, m, n, d = x.shape
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
-        q, k, v = jnp.moveaxis(dense(3 * d, name="qkv")(x).reshape(b, m, n, 3, self.heads, d // self.heads), 3, 0)
+        parts = jnp.split(dense(3 * d, name="qkv")(x), 3, axis=-1)
+        q, k, v = (part.reshape(b, m, n, self.heads, d // self.heads) for part in parts)
         table = self.param("bias_table", SMALL_NORMAL, ((2 * self.window - 1) ** 2, self.heads), jnp.float32)
         bias = jnp.moveaxis(table[_relative_index(size, self.window)], -1, 0)  # (k n n)
         scores = jnp.einsum("bmqkd,bmpkd->bmkqp", q, k, preferred_element_type=jnp.float32)

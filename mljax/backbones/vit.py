@@ -38,7 +38,8 @@ class _Attention(nn.Module):
         """(b n d) -> (b n d)."""
         b, n, d = x.shape
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
-        q, k, v = jnp.moveaxis(dense(3 * d, name="qkv")(x).reshape(b, n, 3, self.heads, d // self.heads), 2, 0)
+        parts = jnp.split(dense(3 * d, name="qkv")(x), 3, axis=-1)
+        q, k, v = (part.reshape(b, n, self.heads, d // self.heads) for part in parts)
         scores = jnp.einsum("bqkd,bpkd->bkqp", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores * (d // self.heads) ** -0.5, axis=-1).astype(self.dtype)
         return dense(d, name="out")(jnp.einsum("bkqp,bpkd->bqkd", weights, v).reshape(b, n, d))

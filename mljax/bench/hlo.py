@@ -79,13 +79,14 @@ def _computations(text: str) -> dict[str, list[tuple[str, str, str, str]]]:
 def traffic(text: str) -> int:
     """Bytes that a compiled module's operations read and write, operands and results, loops as often as they run.
 
-    What a fusion keeps to itself does not count; what it reads in part counts whole.
+    What a fusion keeps to itself does not count, nor does the scratch space of a library's kernel; what is read in part
+    counts whole.
     """
     computations = _computations(text)
 
     def bytes_of(name: str) -> int:
         lines, total = computations.get(name, []), 0
-        sizes = {own: size_of(shape, every=True) for own, shape, _, _ in lines}
+        sizes = {own: size_of(shape, every=op != "custom-call") for own, shape, op, _ in lines}  # then scratch
         for own, _, op, rest in lines:
             if op in ("while", "call", "conditional"):
                 times = int(match[1]) if (match := re.search(r'known_trip_count":\{"n":"(\d+)"', rest)) else 1

@@ -140,8 +140,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     left.set_ylabel("per second")
     left.legend(frameon=False)
     right.plot(x, [row["seconds"] for row in rows], "o-", color="#1e5ac8", label="measured")
-    linear = [rows[-1]["seconds"] * value / x[-1] for value in x]
-    right.plot(x, linear, "--", color="0.6", label="in proportion to the last")
+    power, what = (2, "pixels") if axis == "resolution" else (1, axis)
+    even = [rows[-1]["seconds"] * (value / x[-1]) ** power for value in x]
+    right.plot(x, even, "--", color="0.6", label=f"in proportion to the {what}")
     right.set_ylabel("seconds, a step" if axis != "rows" else "seconds, all metrics")
     right.legend(frameon=False)
     for axes in (left, right):

@@ -43,6 +43,7 @@ TARGETS: dict[str, tuple[str, int, Mapping[str, float]]] = {
 def prepare() -> None:
     """What must be set before JAX looks for its devices: it shall find none, and compile as for another."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a program too large for the device is told by us
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"

@@ -253,9 +253,7 @@ class Shielded:
         self._remove()
 
 
-def _iterate(
-    data: Any, threads: int, workers: int, batch_size: int, shared: Path | None = None
-) -> Iterator[Any]:
+def _iterate(data: Any, threads: int, workers: int, batch_size: int, shared: Path | None = None) -> Iterator[Any]:
     """Batches of a grain MapDataset, which is imported where it is used: it takes 0.1 s."""
     import grain
 

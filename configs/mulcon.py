@@ -5,7 +5,7 @@
     python -m mljax.main --config=configs/mulcon.py:coco2014,paper --workdir=runs/paper  # as the paper writes it
 
 The first step trains with BCE (`config.optim`); the second (`config.stages[1]`) starts from it and adds the contrastive
-loss. --config.optim changes the first step; the second is changed by giving --config.stages as a whole.
+loss. --config.optim changes the first step, '--config.stages[1].optim.lr=1e-3' the second.
 The paper's mAP, ResNet-101 at 448: COCO 84.0, NUS-WIDE (about 200,000 images) 62.5. Its ablation on COCO, as words:
 `backbone` 80.8 (BCE), `image_level` 81.0 (contrast of images), `bce` 83.0, `scratch` 81.1 (one step with both losses).
 `bce_two_steps` is ours: both steps with all views and rates of the second, without the contrast; `bce` has one step.

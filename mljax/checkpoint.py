@@ -57,6 +57,8 @@ class Checkpoints:
         self.keep_best_of, self._mode, self._keep, self._read_only = keep_best_of, mode, (latest, best), read_only
         self._open_manager: Any = None
         self._saving: int | None = None
+        if not read_only:
+            self._put_back()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -106,6 +108,7 @@ class Checkpoints:
         *,
         metrics: Mapping[str, Any] | None = None,
         meta: Mapping[str, Any] | None = None,
+        replace: bool = False,
     ) -> bool:
         """Save a state; returns when it is copied to the host, and writes in the background.
 
@@ -114,6 +117,8 @@ class Checkpoints:
           state: a TrainState, on devices or on the host.
           metrics: numbers of an evaluation of this state; must name `keep_best_of`. A NaN never makes it the best.
           meta: anything that JSON holds. Its "stage", an int, is the stage of the run: "best" looks at the latest one.
+          replace: take the place of the last step's, which was saved before it could be evaluated; one of them is
+            whole at any moment.
         Returns:
           False if this step is saved already with the very same content, so that nothing was to be done.
         Raises:
@@ -124,6 +129,10 @@ class Checkpoints:
         leaves = {path: np.array(leaf) for path, leaf in jax.device_get(paths(state)).items()}
         record = records.sealed(step, leaves, dict(metrics or {}), dict(meta or {}))
         score = self._checked_score(record)
+        aside = self.folder / f"replaced-{step}"
+        if replace and step == self.latest:
+            (self.folder / str(step)).rename(aside)
+            self._manager.reload()
         if not self._is_new(step, record):
             return False
         ocp = orbax()
@@ -136,7 +145,17 @@ class Checkpoints:
             if not done:
                 raise RuntimeError(f"orbax refused to save step {step} to {self.folder}")
             self._saving = step
+        if aside.is_dir():
+            self.wait()
+            shutil.rmtree(aside, ignore_errors=True)
         return True
+
+    def _put_back(self) -> None:
+        """What was to be replaced when the process ended: back in its place if nothing has come there."""
+        for aside in self.folder.glob("replaced-*"):
+            place = self.folder / aside.name.removeprefix("replaced-")
+            with contextlib.suppress(OSError):
+                shutil.rmtree(aside) if place.is_dir() else aside.rename(place)
 
     def wait(self) -> None:
         """Until nothing is being saved; raises what went wrong while saving."""

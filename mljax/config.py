@@ -64,6 +64,7 @@ def base() -> Config:
             "scored_in": "AP",  # where difficult entries are left out: "AP" alone, or "all"
         }
     )
+    config.init = ""  # a run directory whose network the training starts from, in place of config.weights
     config.stages = ()  # partial configs run in order; each may say start="last" | "best" | "ema"
     config.start = "last"  # what a stage takes over from the one before
     config.log_every = 20  # steps between lines of metrics.jsonl

@@ -16,12 +16,13 @@ class Full(UserError):
       section: "optim" if a training step wanted it, "eval" if an evaluation did: whose batch_size it is.
       what: names the batch.
       stage: of the run, from 1.
+      labels: how many there are; None: not known.
     """
 
-    def __init__(self, section: str, batch: int, size: int, stage: int, count: int):
+    def __init__(self, section: str, batch: int, size: int, stage: int, count: int, labels: int | None = None):
         of = f" of stage {stage}" if count > 1 else ""
         name = {"optim": "A batch", "eval": "An evaluation batch"}[section]
-        self.section, self.stage = section, stage
+        self.section, self.stage, self.labels = section, stage, labels
         self.what = f"{name} of {batch} at {size} pixels{of} does not fit the memory"
         super().__init__(f"{self.what}; lower config.{section}.batch_size.")
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax import weights
+from mljax import rundir, weights
 from mljax.build import build, find, keywords, names
 from mljax.criterion import WHOLE, criterion
 from mljax.data import features, transforms, unseen
@@ -159,8 +160,11 @@ def preprocessing(config: Config) -> dict[str, Any]:
     return {"mean": list(mean), "std": list(std), "weights": facts}
 
 
-def facts(config: Config, train: Source) -> tuple[Meta, dict[str, Any]]:
+def facts(config: Config, train: Source, begun: Path | None = None) -> tuple[Meta, dict[str, Any]]:
     """`make_meta` and `preprocessing` for a training, whose weight file is here, too, or is downloaded now.
+
+    A training that starts from another run (`config.init`) sees its images as that run did; `begun` is its own run
+    directory once it has begun.
 
     Raises:
       UserError: label vectors or weights cannot be had; one sentence says both where that is so of both.
@@ -171,8 +175,8 @@ def facts(config: Config, train: Source) -> tuple[Meta, dict[str, Any]]:
     except UserError as error:
         problems.append(error)
     try:
-        values = preprocessing(config)
-        if config.weights.name is not None:
+        values = _of_init(begun or config.init) if config.init else preprocessing(config)
+        if config.weights.name is not None and not config.init:
             weights.locate(weights.resolve(config.weights.name, config.backbone.name))
     except UserError as error:
         problems.append(error)
@@ -182,6 +186,13 @@ def facts(config: Config, train: Source) -> tuple[Meta, dict[str, Any]]:
     if meta is None or problems:
         raise problems[0]
     return meta, values
+
+
+def _of_init(workdir: str | Path) -> dict[str, Any]:
+    try:
+        return rundir.load_preprocessing(Path(workdir))
+    except UserError as error:
+        raise UserError(f"config.init={str(workdir)!r} is no run: {error}") from None
 
 
 def assemble(config: Config, meta: Meta, values: Mapping[str, Any], *, training: bool = True) -> Experiment:
@@ -248,7 +259,7 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
 
     variables = jax.jit(init)((key, draw))
     config = experiment.config
-    if config.weights.name is None:
+    if config.weights.name is None or config.get("init"):  # mljax.initial.of_run has more than a backbone
         return variables
     record = weights.resolve(config.weights.name, config.backbone.name)
     loaded = weights.load(

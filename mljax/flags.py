@@ -234,10 +234,13 @@ def parse(argv: list[str]) -> dict[str, Any]:
             close = f"--config.{word}" if "." in word else f"--{word}"
             hint = f" (did you mean {close}=..?)" if equals and ("." in word or close in FLAGS) else ""
             raise UserError(f"The argument {flag!r} is left over{hint}; settings are written --config.KEY=VALUE.")
-    found["overrides"].sort(
-        key=lambda item: not item[0].endswith(".name")
-    )  # its other settings are those of the new name
+    found["overrides"].sort(key=_order)
     return found
+
+
+def _order(item: tuple[str, str]) -> tuple[bool, bool]:
+    """What a stage changes comes after what all have; a name before its settings, which are those of the new name."""
+    return item[0].startswith("stages["), not item[0].endswith(".name")
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -252,7 +255,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
             raise UserError(f"The flag {word} needs a value: {word}=...")
         else:
             found.append((match[1], words.pop(0) if match[2] is None else match[2]))
-    return rest, sorted(found, key=lambda item: not item[0].endswith(".name"))
+    return rest, sorted(found, key=_order)
 
 
 class Parser(argparse.ArgumentParser):

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         words = [f"--config={flags['config']}"]
         words += [f"--config.{key}={value}" for key, value in flags["overrides"] if key != f"{full.section}.batch_size"]
         words += [f"--stage={full.stage}"] if len(config.stages) > 1 else []
+        words += [f"--labels={full.labels}"] if full.labels else []
         words += ["--find-batch", *(["--only=infer"] if full.section == "eval" else [])]
         command = f"python -m mljax.bench {shlex.join(words)}"
         raise UserError(f"{full.what}; the largest that does is found by: {command}") from None
@@ -64,7 +65,8 @@ def guarded(run: Callable[[], int]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
             raise
-        print("mljax: The memory is full; lower config.optim.batch_size or config.input.size.", file=sys.stderr)
+        told = "take smaller batches (config.eval.batch_size in a run's directory, --batch of a benchmark) or images"
+        print(f"mljax: The memory is full; {told}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mljax: stopped", file=sys.stderr)

@@ -63,6 +63,8 @@ def compile_step(
     """
     mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    if parallel == "pmap" and jax.process_count() > 1:
+        raise UserError("config.parallel='pmap' is for the devices of one host; set config.parallel='jit' on several.")
     if parallel == "pmap":
         compiled = jax.pmap(
             step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
@@ -70,7 +72,7 @@ def compile_step(
 
         def place(batch: Any) -> Any:  # given to the step as they are, host arrays would be copied while it waits
             parts = jax.tree.map(lambda x: _split(x, len(devices)), batch)
-            return jax.device_put(parts, split) if jax.process_count() == 1 else parts
+            return jax.device_put(parts, split)
 
         return compiled, lambda state: jax.device_put(state, whole), place
     compiled = jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
 import zipfile
@@ -98,13 +98,20 @@ def check_same(workdir: Path, config: Config) -> None:
       UserError: the directory holds a run of another config; the sentence names what differs.
     """
     old, new = completed(read_json(workdir / "config.json")), json.loads(to_json(config))
-    changed = [d for d in differences(old, new) if not d.startswith(tuple(f"{k}:" for k in FREE))]
+    changed = differences(_by_stage(old), _by_stage(new))
+    changed = [d for d in changed if not re.sub(r"^stages\[\d+\]\.", "", d).startswith(tuple(f"{k}:" for k in FREE))]
     if changed:
         more = f" (and {len(changed) - 6} more)" if len(changed) > 6 else ""
         raise UserError(
             f"{workdir} holds a run of another config; it differs in {'; '.join(changed[:6])}{more}."
             " Choose another --workdir, or delete this one."
         )
+
+
+def _by_stage(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with what its stages change under the names `stages[0]`, `stages[1]`, .., as overrides have them."""
+    rest = {key: value for key, value in config.items() if key != "stages"}
+    return rest | {f"stages[{i}]": stage for i, stage in enumerate(config.get("stages") or ())}
 
 
 def open_run(workdir: Path, config: Config) -> None:
@@ -139,18 +146,31 @@ def opened(workdir: Path, config: Config) -> Iterator[None]:
     """
     absent = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]
     empty = workdir in absent or (workdir.is_dir() and not _visible(workdir))
+    mine = None
     try:
         open_run(workdir, config)
+        mine = _identity(workdir)
         yield
     except BaseException:
-        if empty and untouched(workdir):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            # another start may have taken the directory since: then the config in it is that one's
+            if empty and untouched(workdir) and _identity(workdir) == mine:
                 for name in OF_A_START:
                     (workdir / name).unlink(missing_ok=True)
-                shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
+                for folder, _, _ in os.walk(workdir / "checkpoints", topdown=False):
+                    os.rmdir(folder)  # no file is in it
                 for folder in absent:
                     folder.rmdir()  # not if somebody else put something there meanwhile
         raise
+
+
+def _identity(workdir: Path) -> tuple[int, int] | None:
+    """Which file the config of a run directory is."""
+    try:
+        found = (workdir / "config.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _visible(folder: Path) -> bool:

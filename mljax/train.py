@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mljax import evaluate, experiment, optim, parallel, progress, rundir
+from mljax import evaluate, experiment, initial, optim, parallel, progress, rundir
 from mljax.build import keywords
 from mljax.check import check
 from mljax.checkpoint import Checkpoints
@@ -26,6 +26,7 @@ from mljax.interrupt import Stop, interruptible
 from mljax.types import Config, TrainState
 
 LATE = 2  # steps that the devices have before them while the host looks at the numbers of the one before
+FINITE = ("loss", "grad_norm")  # of a step's metrics, or the run ends
 OWN_KEYS = ("epochs", "batch_size", "metric")  # of config.optim, read here; the rest is the optimiser's
 
 
@@ -123,6 +124,7 @@ class Stage:
         self.label = f"stage {index + 1}/{count} " if count > 1 else ""
         self.writer = writer
         self.folder = workdir / "checkpoints" / f"{index}"
+        self.train: Any = None
         self.scored: dict[str, tuple[int, Any]] = {}  # "raw" or "ema" -> step and scores of the last evaluation
         self.devices = parallel.devices_for(config.devices)
         parallel.check_batch(config.optim.batch_size, len(self.devices))
@@ -135,8 +137,9 @@ class Stage:
         except (MemoryError, RuntimeError) as error:
             if not exhausted(error):
                 raise
-            config = self.config
-            raise Full(section, config[section].batch_size, config.input.size, self.index + 1, self.count) from error
+            config, labels = self.config, len(self.train.classes) if self.train is not None else None
+            full = Full(section, config[section].batch_size, config.input.size, self.index + 1, self.count, labels)
+            raise full from error
 
     def run(self) -> dict[str, Any]:
         """Train to the end of the stage; the last stage is scored and reported."""
@@ -144,8 +147,14 @@ class Stage:
         self._objects()
         with Checkpoints(self.folder, keep_best_of="mAP") as self.checkpoints:
             state = self._initial()
-            if int(state.step) < self.total:
-                self.writer.resume(self.index, int(state.step))
+            step = int(state.step)
+            owed = step and step == self.checkpoints.latest and self._due(step) and not self.checkpoints.metrics()
+            if owed:  # its memory was full, or an image could not be read
+                self.writer.resume(self.index, step)
+                with progress.Meter(self.writer, self.label, step, self.total, self.config.optim.batch_size) as meter:
+                    state = self._evaluate(state, step, meter, again=True)
+            if step < self.total:
+                self.writer.resume(self.index, step)
                 state = self._loop(state)
             if self.index < self.count - 1:
                 return {}
@@ -180,20 +189,25 @@ class Stage:
             self.writer.line(f"{self.train.name} has no image with {some(absent, 8)}: nothing is learnt of these")
 
     def _objects(self) -> None:
-        meta, values = experiment.facts(self.config, self.train)
+        begun = self.config.init and not rundir.untouched(self.workdir)  # then the other run is needed no more
+        meta, values = experiment.facts(self.config, self.train, self.workdir if begun else None)
         rundir.save_meta(self.workdir, meta, values)
         self.experiment = experiment.assemble(self.config, meta, values)
         self.eval = evaluate.without_given(self.experiment, self.eval)
 
     def _initial(self) -> TrainState:
-        """The state to start from: this stage's checkpoint, what the stage before left, or pretrained weights."""
-        config = self.config
+        """The state to start from: this stage's checkpoint, what the stage before left, another run, or weights."""
+        config, new = self.config, self.index == 0 and self.checkpoints.latest is None
         variables = experiment.init_variables(self.experiment, config.seed)
+        if config.init and (new or config.cache.train_views):  # a resume has all but what the cache is made with
+            variables, told = initial.of_run(config.init, variables, self.experiment)
+            if new:
+                self.writer.line(f"starts from {told}")
         self._cache(variables)
         frozen = self.experiment.system.backbone.frozen_parameters
         self.tx = make_optimizer(config, variables["params"], self.steps_per_epoch, frozen)
         state = jax.jit(lambda v: create_state(v, self.tx, ema=config.ema, seed=config.seed))(variables)
-        if self.index == 0 and self.checkpoints.latest is None:
+        if new:
             fixed = frozen_paths(variables["params"], frozen, config.optim.get("groups", ()))
             self.writer.model_table(variables["params"], self.workdir, fixed)
         self.step, self.place_state, self.place = parallel.compile_step(
@@ -204,25 +218,10 @@ class Stage:
             state = self.checkpoints.restore(jax.eval_shape(lambda: state), "last")
             self.writer.line(f"{self.label}resumed at step {int(state.step)} of {self.total}")
         elif self.index:
-            state = self._take_over(state)
+            before = initial.of_stage(self.workdir / "checkpoints" / f"{self.index - 1}", config.start)
+            variables = initial.take_over({"params": state.params, **state.variables}, before)
+            state = create_state(variables, self.tx, ema=config.ema, seed=config.seed + self.index)
         return self.place_state(state)
-
-    def _take_over(self, state: TrainState) -> TrainState:
-        """Start from the stage before: `config.start` says from its last, best, or averaged parameters."""
-        start, before = self.config.start, self.workdir / "checkpoints" / f"{self.index - 1}"
-        if start not in ("last", "best", "ema"):
-            raise UserError(f"config.start is {start!r}{nearest(start, ('last', 'best', 'ema'))}.")
-        with Checkpoints(before, keep_best_of="mAP", read_only=True) as old:
-            found = old.restore_params("best" if start == "best" else "last")
-        inherited = {"params": found["params"], **found["variables"]}
-        if start == "ema":
-            if found["ema"] is None:
-                raise UserError("config.start='ema' and the stage before kept no average; set its config.ema.")
-            inherited = optim.averaged(found["params"], found["variables"], found["ema"])
-        return create_state(
-            take_over({"params": state.params, **state.variables}, inherited),
-            self.tx, ema=self.config.ema, seed=self.config.seed + self.index,
-        )  # fmt: skip
 
     def _cache(self, variables: dict[str, Any]) -> None:
         """Compute or open cached endpoints where the config asks for them."""
@@ -237,8 +236,9 @@ class Stage:
                 "config.cache.train_views needs config.backbone.frozen='all': cached endpoints never change."
             )
         encode, key = self.experiment.encode(variables), experiment.cache_key(self.experiment, variables)
-        with self.writer.task() as show:
-            options = {"key": key, "limit_gb": cache.limit_gb, "progress": show}
+        with self.writer.task() as show, self.fitting("eval"):
+            size = self.config.eval.batch_size
+            options = {"key": key, "limit_gb": cache.limit_gb, "progress": show, "batch_size": size}
             looks = tuple(features.view(v) for v in cache.train_views)
             failures = loader.Failures(len(self.train))
             maps = features.endpoints(self.train, looks, encode, failures=failures, **options)
@@ -261,11 +261,14 @@ class Stage:
             threads=self.config.input.threads, workers=self.config.input.workers,
         )  # fmt: skip
 
+    def _due(self, step: int) -> bool:
+        """Whether the state of this step is evaluated."""
+        return step % (self.config.eval.every * self.steps_per_epoch) == 0 or step == self.total
+
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def _loop(self, state: TrainState) -> TrainState:
         config, start = self.config, int(state.step)
-        every = config.eval.every * self.steps_per_epoch
         pending: list[tuple[int, Any]] = []
         meter = progress.Meter(self.writer, self.label, start, self.total, config.optim.batch_size)
         with (
@@ -285,11 +288,11 @@ class Stage:
                 if len(pending) > LATE:
                     jax.block_until_ready(pending[-LATE - 1][1]["loss"])
                 leave = bool(asked)  # once: a signal that comes later must not save what _log has not seen
-                if done % every == 0 or done == self.total or leave:
+                if self._due(done) or leave:
                     self._log(pending, done, meter)
                 elif late % config.log_every == 0 and pending[0][0] < late:
                     self._log(pending, late, meter)
-                if done % every == 0 or done == self.total:
+                if self._due(done):
                     state = self._evaluate(state, done, meter)
                 elif leave:
                     self._save(state, done, None)
@@ -308,17 +311,18 @@ class Stage:
         """
         ripe = [entry for entry in pending if entry[0] < until]
         del pending[: len(ripe)]
-        fetched = jax.device_get(ripe)
-        for step, metrics in fetched:
-            if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-                loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
-                raise self.diverged(f"The loss of step {step} is {loss:.4g} (gradient norm {norm:.3g})")
-        lines = []
-        for _, group in itertools.groupby(fetched, key=lambda entry: entry[0] // self.config.log_every):
+        fetched, lines = jax.device_get(ripe), []
+        good = list(itertools.takewhile(lambda entry: np.isfinite([entry[1][k] for k in FINITE]).all(), fetched))
+        for _, group in itertools.groupby(good, key=lambda entry: entry[0] // self.config.log_every):
             steps, values = zip(*group)
             mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
             lines.append((steps[-1] + 1, mean | {"lr": float(values[-1]["lr"])}))
-        meter.update(lines, self.index)
+        if lines:
+            meter.update(lines, self.index)
+        if len(good) < len(fetched):
+            step, metrics = fetched[len(good)]
+            loss, norm = (float(metrics[k]) for k in FINITE)
+            raise self.diverged(f"The loss of step {step} is {loss:.4g} (gradient norm {norm:.3g})")
 
     def diverged(self, what: str) -> Diverged:
         """The error that ends a run whose numbers are none; only what was good before is kept."""
@@ -344,7 +348,7 @@ class Stage:
         changed = refresh(jax.device_get(state.variables), score, epoch)
         return self.place_state(dataclasses.replace(state, variables=changed))
 
-    def _evaluate(self, state: TrainState, step: int, meter: progress.Meter) -> TrainState:
+    def _evaluate(self, state: TrainState, step: int, meter: progress.Meter, again: bool = False) -> TrainState:
         began = time.perf_counter()
         meter.say("evaluating")
         try:
@@ -353,7 +357,8 @@ class Stage:
         except Diverged:
             raise
         except UserError:  # an image of the split cannot be read, or its batch does not fit: what was trained is kept
-            self._save(state, step, None)
+            if not again:
+                self._save(state, step, None)
             raise
         metrics = {
             f"{kind}/{name}": value for kind, report in found.items() for name, value in report["metrics"].items()
@@ -366,20 +371,11 @@ class Stage:
             opt_state = optim.plateau_update(state.opt_state, evaluate.watched(self, found["raw"]), **options)
             state = dataclasses.replace(state, opt_state=opt_state)
         kind = best if self.config.eval.select == "best_of_raw_and_ema" else "raw"
-        self._save(state, step, {"mAP": found[kind]["metrics"]["mAP"]}, kind)
+        self._save(state, step, {"mAP": found[kind]["metrics"]["mAP"]}, kind, replace=again)
         return state
 
-    def _save(self, state: TrainState, step: int, metrics: dict[str, float] | None, kind: str = "raw") -> None:
+    def _save(
+        self, state: TrainState, step: int, metrics: dict[str, float] | None, kind: str = "raw", replace: bool = False
+    ) -> None:
         meta = {"stage": self.index, "step": step, "kind": kind, "metrics": metrics}
-        self.checkpoints.save(step, state, metrics=metrics, meta=meta)
-
-
-def take_over(new: Any, old: Any) -> Any:
-    """What a stage inherits: leaves of the same path and shape come from the stage before, the rest stays new."""
-    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
-
-    def pick(path: Any, leaf: Any) -> Any:
-        found = known.get(jax.tree_util.keystr(path))
-        return found if found is not None and np.shape(found) == np.shape(leaf) else leaf
-
-    return jax.tree_util.tree_map_with_path(pick, new)
+        self.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)

@@ -6,6 +6,7 @@ python -m mljax.bench --config=configs/cmsg.py:voc2007 --find-batch
 python -m mljax.bench --config=configs/cmsg.py:voc2007 --scale=labels --values=20,80,200,1000 --out=speed/
 """
 
+import contextlib
 import json
 import os
 import re
@@ -103,7 +104,7 @@ def configured(own: list[str], args: Any) -> Config:
     stages = stage_configs(config)
     if args.stage > len(stages):
         raise UserError(f"--stage={args.stage}: {flags['config']} has {len(stages)}.")
-    config = stages[args.stage - 1]
+    config, args.staged = stages[args.stage - 1], bool(config.stages)
     if args.batch:
         config.optim.batch_size = config.eval.batch_size = args.batch
     if args.size:
@@ -137,9 +138,11 @@ def find_batch(config: Config, args: Any) -> int:
     run = device.platform != "cpu" and there is None
     size = of.largest_batch(lambda b: of.fits(model, limit, b, run=run, part=part), share)
     memory = f"{limit * (share if device.platform == 'cpu' else 1) / 1e9:.1f} GB" if limit else "its memory"
-    stage = "" if args.stage == 1 else f"stages[{args.stage - 1}]."
+    stage = f"stages[{args.stage - 1}]." if args.staged else ""
     name = {"train": "training", "infer": "evaluation"}[part]
-    print(f"The largest {name} batch that fits {memory} is {size}: --config.{stage}{section}.batch_size={size}")
+    print(
+        f"The largest {name} batch that fits {memory} is {size} (to 6 %): --config.{stage}{section}.batch_size={size}"
+    )
     return size
 
 
@@ -162,18 +165,20 @@ def main(argv: list[str] | None = None) -> int:
     args, own = arguments(argv)
     if args.against:  # both sides share the device
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    elsewhere: Any = contextlib.nullcontext()
     if args.target:
-        from mljax.bench.target import prepare
+        from mljax.bench.target import elsewhere as for_target
 
-        prepare()
-    if args.scale:
-        from mljax.bench.scale import scale
+        elsewhere = for_target()
+    with elsewhere:
+        if args.scale:
+            from mljax.bench.scale import scale
 
-        result = scale(args, own)
-    elif args.find_batch:
-        result = {"batch": find_batch(configured(own, args), args)}
-    else:
-        result = {"command": ["python", "-m", "mljax.bench", *argv], **measured(configured(own, args), args, own)}
+            result = scale(args, own)
+        elif args.find_batch:
+            result = {"batch": find_batch(configured(own, args), args)}
+        else:
+            result = {"command": ["python", "-m", "mljax.bench", *argv], **measured(configured(own, args), args, own)}
     if args.json:
         try:
             Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

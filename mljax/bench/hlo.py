@@ -80,7 +80,7 @@ def traffic(text: str) -> int:
     """Bytes that a compiled module's operations read and write, operands and results, loops as often as they run.
 
     What a fusion keeps to itself does not count, nor does the scratch space of a library's kernel; what is read in part
-    counts whole.
+    counts whole, and of a branch both sides.
     """
     computations = _computations(text)
 
@@ -91,6 +91,7 @@ def traffic(text: str) -> int:
             if op in ("while", "call", "conditional"):
                 times = int(match[1]) if (match := re.search(r'known_trip_count":\{"n":"(\d+)"', rest)) else 1
                 inner = re.findall(r"(?:body|to_apply|_computation)=%?([\w.\-]+)", rest)
+                inner += re.findall(r"[\w.\-]+", "".join(re.findall(r"branch_computations=\{(.*?)\}", rest)))
                 total += times * sum(bytes_of(each) for each in inner)
             elif op not in FREE:
                 operands = re.findall(r"%([\w.\-]+)", rest.split(")")[0])

@@ -18,6 +18,8 @@ from mljax.types import Config
 def throughput(model: Model, args: Any) -> dict[str, Any]:
     """Training and inference of a model, in turns with PyTorch and with folded inference where that is asked for."""
     rival, found = _rival(model) if args.against else None, {}
+    if rival is not None:
+        found["torch"] = rival.version
     for part in (p for p in ("infer", "train") if p in args.only):  # a GPU tells its peak since the process started
         found |= _part(part, model, rival, args)
     return found

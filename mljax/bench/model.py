@@ -44,7 +44,8 @@ def program(jitted: Any, *arguments: Any) -> Program:
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    return Program(compiled, flops(compiled), memory(compiled), traced - began, done - traced)
+    work = flops(compiled) or flops(lowered)  # of a program for a device that is not here only the latter is known
+    return Program(compiled, work, memory(compiled), traced - began, done - traced)
 
 
 def flops(compiled: Any) -> float:

@@ -63,7 +63,7 @@ def lines(part: str, found: dict[str, Any]) -> list[str]:
         for k, name in (("peak_bytes", "peak"), ("program_bytes", "program"))
         if found[k]
     ]
-    work = f"{found['flops_per_image'] / 1e9:.2f} GFLOP an image, {found['flops_per_s'] / 1e12:.3g} TFLOP/s"
+    work = f"{found['flops_per_image'] / 1e9:.2f} GFLOP an image, {found['flops_per_s'] / 1e12:.3g} TFLOP/s a device"
     if "share_of_peak" in found:
         work += f", {100 * found['share_of_peak']:.1f} % of the device's peak"
     if "share_of_product" in found:

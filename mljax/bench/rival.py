@@ -105,18 +105,37 @@ def optimizer(section: Any, parameters: list[Any]) -> Any:
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, **options)
 
 
+def _device(model: Model) -> str:
+    """PyTorch's name of the device that JAX uses; both must run on the same."""
+    platform = model.devices[0].platform
+    if len(model.devices) > 1:
+        raise UserError("--against=torch compares one device; add --config.devices=1.")
+    if model.config.optim.get("accumulate", 1) > 1 or model.config.input.views > 1:
+        raise UserError("--against=torch knows neither config.optim.accumulate nor config.input.views; set both to 1.")
+    if platform != "cpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"JAX runs on {platform} here and PyTorch {torch.__version__} sees no GPU; install its CUDA build."
+        )
+    if platform == "cpu" and torch.cuda.is_available():
+        raise UserError(
+            "PyTorch sees a GPU here and JAX does not; install jax[cuda13], or set CUDA_VISIBLE_DEVICES=-1 to compare CPUs."
+        )
+    return "cpu" if platform == "cpu" else "cuda"
+
+
 class Rival:
     """The network on torch's device with the same random batch: `train(steps)`, `infer(steps)`."""
 
     def __init__(self, model: Model, batch_size: int):
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = _device(model)
+        self.version = torch.__version__
         self.config, self.half = model.config, model.config.dtype == "bfloat16"
         if self.device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True  # as XLA does
             torch.backends.cudnn.benchmark = True
         self.net = network(model).to(self.device, memory_format=torch.channels_last)
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
-        self.run = torch.compile(self.net) if self.device == "cuda" else self.net
+        self.run = torch.compile(self._forward) if self.device == "cuda" else self._forward
         self.optimizer, self.loss = optimizer(self.config.optim, self.parameters), loss_of(self.config.loss)
         self.ema = [p.detach().clone() for p in self.parameters] if self.config.ema else []
         batch = model.batch(batch_size)
@@ -131,9 +150,10 @@ class Rival:
         """Parameters."""
         return sum(p.numel() for p in self.net.parameters())
 
-    def _input(self) -> Any:
-        x = self.input.permute(0, 3, 1, 2).float()  # channels-last in memory
-        return x * self.scale + self.shift if self.input.dtype == torch.uint8 else x
+    def _forward(self, x: Any) -> Any:
+        """(b h w c) -> (b l), normalised as our step does it."""
+        photos, x = x.dtype == torch.uint8, x.permute(0, 3, 1, 2).float()  # channels-last in memory
+        return self.net(x * self.scale + self.shift if photos else x)
 
     def _autocast(self) -> Any:
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.half)
@@ -147,7 +167,7 @@ class Rival:
         clip = self.config.optim.get("clip_norm")
         for _ in range(steps):
             with self._autocast():
-                logits = self.run(self._input())
+                logits = self.run(self.input)
             self.optimizer.zero_grad(set_to_none=True)
             self.loss(logits, self.labels).backward()
             if clip:
@@ -161,7 +181,7 @@ class Rival:
         self.net.eval()
         with torch.inference_mode(), self._autocast():
             for _ in range(steps):
-                self.run(self._input())
+                self.run(self.input)
         self._wait()
 
     def forget_peak(self) -> None:

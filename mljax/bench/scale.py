@@ -41,6 +41,8 @@ def scale(args: Any, own: list[str]) -> dict[str, Any]:
     from mljax.bench.report import machine
 
     axis, values = args.scale, values_of(args.scale, args.values)
+    if axis != "rows" and not {"train", "infer"} & set(args.only):
+        raise UserError(f"--scale={axis} measures training and inference; leave out --only={','.join(args.only)}.")
     folder = Path(args.out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,13 @@
 """Programs compiled for a GPU that is not there: their memory, what they move, what they copy; no times.
 
-XLA compiles without a device once it is told what the device is. Only its choice among algorithms of one operation
-needs a device and is left out: fusions and layouts are those of a run there.
+XLA compiles without a device once it is told what the device is. What needs one is left out: the choice among
+algorithms of one operation, and Triton's matrix products with what could be fused into them. Else fusions and layouts
+are those of a run there.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mljax.backbones import _common
@@ -14,7 +16,7 @@ from mljax.bench.model import Model
 from mljax.errors import UserError
 from mljax.types import Config
 
-SHARE = 0.75  # of the memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+SHARE = 0.75  # of the memory, which JAX takes by itself
 
 _HOPPER = {
     "threads_per_block_limit": 1024, "threads_per_warp": 32, "shared_memory_per_block": 49152,
@@ -40,14 +42,20 @@ TARGETS: dict[str, tuple[str, int, Mapping[str, float]]] = {
 }
 
 
-def prepare() -> None:
-    """What must be set before JAX looks for its devices: it shall find none, and compile as for another."""
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """What is traced inside takes the forms for a GPU; JAX, which must not have looked for devices yet, finds none."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a program too large for the device is told by us
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     )
+    before, _common.PLATFORM = _common.PLATFORM, "gpu"
+    try:
+        yield
+    finally:
+        _common.PLATFORM = before
 
 
 def memory_limit(name: str) -> int:
@@ -67,7 +75,7 @@ def description(name: str) -> str:
 
 
 def devices(name: str, count: int) -> list[Any]:
-    """Devices to compile for, `count` of them in one machine; from here on what is traced takes the forms for a GPU."""
+    """Devices to compile for, `count` of them in one machine."""
     from jax.experimental import topologies
 
     try:
@@ -79,7 +87,6 @@ def devices(name: str, count: int) -> list[Any]:
             f"--target={name} needs JAX's compiler for CUDA, which needs no GPU; install it with: pip install"
             f" 'jax[cuda13]' ({str(error).splitlines()[0][:100]})."
         ) from None
-    _common.PLATFORM = "gpu"
     return list(found)
 
 
@@ -99,14 +106,20 @@ def measured(config: Config, args: Any) -> dict[str, Any]:
             memory = made.memory or 0
             text = made.call.as_text()
             moved, share = hlo.traffic(text), size / len(model.devices)
-            own = {"program_bytes": memory, "moved_bytes": moved, "copies": hlo.counts(hlo.moves(text))}
+            own = {
+                "program_bytes": memory,
+                "flops_per_image": made.flops / size,
+                "moved_bytes": moved,
+                "copies": hlo.counts(hlo.moves(text)),
+            }
             bound = own["images_per_s_bound"] = len(model.devices) * share * facts["memory_bandwidth"] / moved
             found[name] = own
             if args.hlo:
                 hlo.keep(text, args.hlo, name)
             print(
-                f"{name:<9} {memory / 1e9:.2f} GB of program for a batch of {size}; {moved / 1e9:.1f} GB moved a"
-                f" step, {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory\n"
+                f"{name:<9} {memory / 1e9:.2f} GB of program for a batch of {size}; {moved / 1e9:.1f} GB moved a step,"
+                f" {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory;"
+                f" {made.flops / size / 1e9:.1f} GFLOP an image\n"
                 f"{'':<9} {hlo.told(own['copies'])}",
                 flush=True,
             )

@@ -23,6 +23,7 @@ from mljax.data.images import ImageError, decode
 from mljax.data.picture import Picture
 from mljax.data.source import Source
 from mljax.errors import UserError
+from mljax.interrupt import Stop
 
 Transform = Callable[[Any, np.random.Generator], np.ndarray]
 log = logging.getLogger("mljax")
@@ -203,6 +204,8 @@ class Ahead:
         while self.end is None and len(self.waiting) <= self.depth:
             try:
                 self.waiting.append(self.place(next(self.batches)))
+            except Stop:
+                raise
             except Exception as error:
                 self.end = error
         if self.waiting:

@@ -80,7 +80,7 @@ def test_same_weights_same_logits(words, flags):
     assert rival.size() == sum(x.size for x in jax.tree.leaves(model.variables["params"]))
     rival.net.eval()
     with torch.inference_mode():
-        theirs = rival.net(rival._input()).numpy()
+        theirs = rival.run(rival.input).numpy()
     ours = np.asarray(jax.jit(model.run.scores)(variables, model.batch(2)))
     assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 

@@ -118,7 +118,8 @@ def _device(model: Model) -> str:
         )
     if platform == "cpu" and torch.cuda.is_available():
         raise UserError(
-            "PyTorch sees a GPU here and JAX does not; install jax[cuda13], or set CUDA_VISIBLE_DEVICES=-1 to compare CPUs."
+            "PyTorch sees a GPU here and JAX does not; install jax[cuda13], or set CUDA_VISIBLE_DEVICES=-1 to compare"
+            " on the CPU."
         )
     return "cpu" if platform == "cpu" else "cuda"
 

@@ -14,7 +14,8 @@ torch = pytest.importorskip("torch")
 rival_module = pytest.importorskip("mljax.bench.rival")
 pytestmark = pytest.mark.parity
 
-SMALL = ["--config.backbone.name=resnet18", "--size=64", "--batch=2", "--labels=5", "--config.ema=0"]
+SMALL = ["--config.backbone.name=resnet18", "--config.devices=1", "--size=64"]
+SMALL += ["--batch=2", "--labels=5", "--config.ema=0"]
 
 
 def made(words, *flags):

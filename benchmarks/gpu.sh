@@ -4,6 +4,7 @@
 out=${1:-runs/gpu}
 python=${PYTHON:-.venv-parity/bin/python}
 mkdir -p "$out"
+"$python" -c "import jax; assert jax.default_backend() == 'gpu'" || { echo "JAX of $python sees no GPU" >&2; exit 2; }
 
 bench() { # NAME ARGUMENTS..
   name=$1
@@ -25,9 +26,10 @@ bench query2label --config=configs/query2label.py:voc2007 --dtype=bfloat16 --bat
 bench cmsg --config=configs/cmsg.py:voc2007 --dtype=bfloat16 --batch=64 --fold $speed
 bench swin_l --config=configs/query2label.py:coco2014,swin_l --dtype=bfloat16 --batch=32 $speed
 bench head --config=configs/query2label.py:voc_resplit --batch=64 $speed
+bench head_half --config=configs/query2label.py:voc_resplit --dtype=bfloat16 --batch=64 $speed
 
 # Where a run's time goes with real JPEG files, what the trainer costs, compile time with and without the cache, a trace.
-bench loop $resnet --batch=128 --only=loop,compile --profile="$out/trace"
+XLA_PYTHON_CLIENT_PREALLOCATE=false bench loop $resnet --batch=128 --only=loop,compile --profile="$out/trace"
 bench overhead $resnet --batch=32 --only=overhead --rounds=9
 
 # Flags of XLA that may help, and rematerialisation, against the first of these.

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -143,3 +145,11 @@ def test_batches_wait_on_the_device():
         next(ahead)
     array = next(loader.Ahead(iter([{"x": np.ones(3)}]), jax.device_put))["x"]
     assert isinstance(array, jax.Array)
+
+
+def test_what_an_import_does_not_import():
+    """What takes long and not every use needs comes when it is used: grain 0.1 s, plots, other frameworks."""
+    heavy = "{'grain', 'tensorflow', 'torch', 'matplotlib', 'sklearn', 'clu'}"
+    program = f"import sys, mljax.train, mljax.predict; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

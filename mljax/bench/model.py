@@ -44,7 +44,7 @@ def program(jitted: Any, *arguments: Any) -> Program:
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    work = flops(compiled) or flops(lowered)  # of a program for a device that is not here only the latter is known
+    work = flops(compiled) or flops(lowered)  # as it was before XLA put library calls in
     return Program(compiled, work, memory(compiled), traced - began, done - traced)
 
 

@@ -118,8 +118,7 @@ def measured(config: Config, args: Any) -> dict[str, Any]:
                 hlo.keep(text, args.hlo, name)
             print(
                 f"{name:<9} {memory / 1e9:.2f} GB of program for a batch of {size}; {moved / 1e9:.1f} GB moved a step,"
-                f" {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory;"
-                f" {made.flops / size / 1e9:.1f} GFLOP an image\n"
+                f" {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory\n"
                 f"{'':<9} {hlo.told(own['copies'])}",
                 flush=True,
             )

@@ -72,7 +72,7 @@ def of_run(workdir: str, variables: Mapping[str, Any], run: Experiment) -> tuple
         raise UserError(f"config.init={workdir!r}: nothing of that run fits this network; is it another one?")
     fresh = sorted(paths({"params": kept["params"]}).keys() - fits.keys())
     taken = jax.tree_util.tree_map_with_path(lambda path, leaf: fits.get(path_name(path), leaf), kept)
-    told = f"{len(fits)} arrays of {workdir}" + (
+    told = f"{len(fits)} arrays of {workdir}, statistics among them" + (
         f"; new: {some([p.partition('/')[2] for p in fresh], 6)}" if fresh else ""
     )
     return {**variables, **taken}, told

@@ -39,6 +39,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 def arguments(argv: list[str]) -> tuple[Any, list[str]]:
     own, rest = split(argv)
     parser = Parser("bench", __doc__)
+    parser.add_argument("--config", metavar="FILE[:WORDS]", help="and --config.KEY=VALUE: as of mljax.main; needed")
     parser.add_argument("--against", choices=("torch",), help="run the same in PyTorch, in turns, and tell ratios")
     parser.add_argument("--only", help=f"some of {','.join(PARTS)}; default {','.join(USUAL)}")
     parser.add_argument("--stage", type=int, default=1, help="of a config that has several")
@@ -136,7 +137,13 @@ def find_batch(config: Config, args: Any) -> int:
     # simulated devices of a CPU share its memory; XLA tells what one of them holds
     limit = limit // share if limit and device.platform == "cpu" else limit
     run = device.platform != "cpu" and there is None
-    size = of.largest_batch(lambda b: of.fits(model, limit, b, run=run, part=part), share)
+
+    def fits(batch: int) -> bool:
+        found = of.fits(model, limit, batch, run=run, part=part)
+        print(f"a batch of {batch} {'fits' if found else 'does not fit'}", file=sys.stderr, flush=True)
+        return found
+
+    size = of.largest_batch(fits, share)
     memory = f"{limit * (share if device.platform == 'cpu' else 1) / 1e9:.1f} GB" if limit else "its memory"
     stage = f"stages[{args.stage - 1}]." if args.staged else ""
     name = {"train": "training", "infer": "evaluation"}[part]

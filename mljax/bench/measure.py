@@ -111,7 +111,7 @@ def shares(config: Config, args: Any) -> dict[str, Any]:
     rate = found.steps * config.optim.batch_size / (found.total - found.evaluation)
     print(
         f"loop      {text} of {found.total:.1f} s ({found.steps} steps and an evaluation of as many images);"
-        f" {rate:.1f} images/s trained on, from JPEG files in memory"
+        f" {rate:.1f} images/s while it trains, from JPEG files in memory"
     )
     return {"steps": found.steps, "total": found.total, "images_per_s": rate, **found.percent()}
 

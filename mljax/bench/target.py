@@ -94,8 +94,9 @@ def measured(config: Config, args: Any) -> dict[str, Any]:
     """Memory, traffic and copies of the programs of --only, printed."""
     kind, _, facts = TARGETS[args.target]
     found: dict[str, Any] = {"target": kind}
-    print(f"compiled for {config.devices or 1} {kind}, which is not here: no times", flush=True)
-    model = Model(config, labels=args.labels, devices=devices(args.target, config.devices or 1))
+    there = devices(args.target, config.devices or 1)
+    print(f"compiled for {len(there)} {kind}, which is not here: no times", flush=True)
+    model = Model(config, labels=args.labels, devices=there)
     size = config.optim.batch_size
     for part in (p for p in ("train", "infer") if p in args.only):
         variables, name = model.variables, part

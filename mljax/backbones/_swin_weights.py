@@ -52,12 +52,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       UserError: a name that is not of this family, or a query, key or value without the others.
     """
-    official = {
-        _transformer.rename(name, _TRANSFORMERS): value
-        for name, value in _transformer.backbone_part(state, ("swin.",)).items()
-    }
-    official = {name: value for name, value in official.items() if not _LEFT_OUT.search(name)}
-    official = _transformer.fuse_qkv(official, "Swin")
+    official = _transformer.official_names(state, "swin.", _TRANSFORMERS, _LEFT_OUT, "Swin")
     # timm since 2023: layers.1.downsample is what was layers.0.downsample.
     late = not any(name.startswith("layers.0.downsample.") for name in official)
     flat = {}

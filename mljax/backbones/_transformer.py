@@ -114,6 +114,14 @@ def rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
+def official_names(
+    state: Mapping[str, Any], head: str, rules: tuple[tuple[str, str], ...], left_out: re.Pattern[str], family: str
+) -> dict[str, np.ndarray]:
+    """The backbone's tensors under the authors' names, without what is left out, queries, keys and values in one."""
+    renamed = {rename(name, rules): value for name, value in backbone_part(state, (head,)).items()}
+    return fuse_qkv({name: value for name, value in renamed.items() if not left_out.search(name)}, family)
+
+
 def fuse_qkv(official: Mapping[str, np.ndarray], family: str) -> dict[str, np.ndarray]:
     """Separate queries, keys and values -> one: `.attn.query.weight` (or `.attn.q.weight`), .. -> `.attn.qkv.weight`.
 

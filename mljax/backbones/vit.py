@@ -210,13 +210,8 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       UserError: a name that is not of this family, or a query, key or value without the others.
     """
-    official = {
-        _transformer.rename(name, _TRANSFORMERS): value
-        for name, value in _transformer.backbone_part(state, ("vit.",)).items()
-    }
     flat = {}
-    kept = {name: value for name, value in official.items() if not _LEFT_OUT.search(name)}
-    for name, value in _transformer.fuse_qkv(kept, "ViT").items():
+    for name, value in _transformer.official_names(state, "vit.", _TRANSFORMERS, _LEFT_OUT, "ViT").items():
         place, leaf = _place(name), name.rpartition(".")[2]
         if place is None or leaf not in ("weight", "bias", "cls_token", "pos_embed"):
             raise UserError(

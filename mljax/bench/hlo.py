@@ -118,9 +118,9 @@ def told(found: dict[str, int]) -> str:
     )
 
 
-def keep(text: str, folder: str, part: str) -> None:
-    """Write `PART.txt`, the program, and `PART_moves.txt`, its copies."""
-    lines = [f"{m.size:>14,}  {'fused' if m.fused else 'alone'}  {m.name}  {m.shape}  {m.source}" for m in moves(text)]
+def keep(text: str, table: list[Move], folder: str, part: str) -> None:
+    """Write `PART.txt`, the program, and `PART_moves.txt`, its `moves`."""
+    lines = [f"{m.size:>14,}  {'fused' if m.fused else 'alone'}  {m.name}  {m.shape}  {m.source}" for m in table]
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         (Path(folder) / f"{part}.txt").write_text(text)

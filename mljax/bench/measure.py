@@ -47,7 +47,8 @@ def _trained_tree(model: Any) -> list[Any]:
 
 def _part(part: str, model: Model, rival: Any, args: Any) -> dict[str, Any]:
     """Figures of "train" or "infer"."""
-    size, variables = model.config.optim.batch_size, model.initial()
+    size = model.config.optim.batch_size
+    variables = model.initial() if part == "infer" else None  # a trainer makes its own
     made = model.training(size) if part == "train" else model.inference(size)
     with timing.Memory() as memory:
         run = model.trainer(made.call, size) if part == "train" else model.scorer(made.call, variables, size)
@@ -70,8 +71,9 @@ def _part(part: str, model: Model, rival: Any, args: Any) -> dict[str, Any]:
     found[part] = summary(turns, made, memory.peak, size, peak, len(model.devices))
     if args.hlo:
         text = made.call.as_text()
-        hlo.keep(text, args.hlo, part)
-        found[part] |= {"copies": hlo.counts(hlo.moves(text)), "moved_bytes": hlo.traffic(text)}
+        table = hlo.moves(text)
+        hlo.keep(text, table, args.hlo, part)
+        found[part] |= {"copies": hlo.counts(table), "moved_bytes": hlo.traffic(text)}
     if rival is not None and theirs is not None:
         found[part]["torch"]["peak_bytes"] = rival.peak() or theirs.peak
     print("\n".join(lines(part, found[part])), flush=True)

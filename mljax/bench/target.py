@@ -106,17 +106,17 @@ def measured(config: Config, args: Any) -> dict[str, Any]:
             made = model.training(size) if part == "train" else model.inference(size, variables)
             memory = made.memory or 0
             text = made.call.as_text()
-            moved, share = hlo.traffic(text), size / len(model.devices)
+            moved, share, table = hlo.traffic(text), size / len(model.devices), hlo.moves(text)
             own = {
                 "program_bytes": memory,
                 "flops_per_image": made.flops / size,
                 "moved_bytes": moved,
-                "copies": hlo.counts(hlo.moves(text)),
+                "copies": hlo.counts(table),
             }
             bound = own["images_per_s_bound"] = len(model.devices) * share * facts["memory_bandwidth"] / moved
             found[name] = own
             if args.hlo:
-                hlo.keep(text, args.hlo, name)
+                hlo.keep(text, table, args.hlo, name)
             print(
                 f"{name:<9} {memory / 1e9:.2f} GB of program for a batch of {size}; {moved / 1e9:.1f} GB moved a step,"
                 f" {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory\n"

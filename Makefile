@@ -45,7 +45,7 @@ notebook: venv
 	$(BIN)/python tools/run_notebook.py notebooks/tour.ipynb
 
 lint: venv
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports --no-logo
 
 lock:
 	$(BIN)/python -m pip install -q uv

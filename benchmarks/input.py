@@ -30,8 +30,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from mljax.data import loader, picture, transforms
 from mljax.data.source import Files, Source
+from mljax.pipeline import loader, picture, transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH = 64
@@ -79,7 +79,7 @@ def _box(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Imag
 
 
 _BICUBIC, _NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-# The package's operations as Pillow has them, in the order of `mljax.data.randaugment.PACKAGE`: image, share of the
+# The package's operations as Pillow has them, in the order of `mljax.pipeline.randaugment.PACKAGE`: image, share of the
 # range (level / 9), sign.
 PLAIN: tuple[Callable[[Image.Image, float, int], Image.Image], ...] = (
     lambda image, share, sign: ImageOps.invert(image),

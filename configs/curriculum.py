@@ -9,7 +9,7 @@ Average mAP over 10 .. 90 % known in SST's table: COCO 60.7, VG-200 28.4, VOC07 
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -50,6 +50,6 @@ def strategy(name):
     return word
 
 
-WORDS: dict = missing.partial_sets(paper)
-WORDS |= {"voc_resplit": voc_resplit, "known=": missing.known}
+WORDS: dict = partial_labels.partial_sets(paper)
+WORDS |= {"voc_resplit": voc_resplit, "known=": partial_labels.known}
 WORDS |= {s: strategy(s) for s in ("threshold", "positives", "proportion", "class_proportion", "uncertainty")}

@@ -9,7 +9,7 @@ COCO at 576: 84.3. Their baseline: configs/baseline.py. Without the graph: --con
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -39,4 +39,4 @@ def lighter(config):
 
 
 WORDS: dict = c.data_sets(paper, "voc2007", "coco2014", "nuswide", "vg200") | c.small_sets(lighter, c.VIEWS)
-WORDS |= {"coco576": coco576, "known=": missing.partial_baseline}
+WORDS |= {"coco576": coco576, "known=": partial_labels.partial_baseline}

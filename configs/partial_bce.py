@@ -9,7 +9,7 @@ Which head stood on ResNet-101 is not known: here a linear one; SSGRL's by confi
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -37,5 +37,5 @@ def mean(config):
     config.loss.update(alpha=1.0, beta=0.0, gamma=-1.0)
 
 
-WORDS: dict = missing.partial_sets(paper)
-WORDS |= {"voc_resplit": voc_resplit, "mean": mean, "known=": missing.known}
+WORDS: dict = partial_labels.partial_sets(paper)
+WORDS |= {"voc_resplit": voc_resplit, "mean": mean, "known=": partial_labels.known}

@@ -11,7 +11,7 @@ Another system inside: --config.system.net.name=cmsg. Published test mAP (VOC12,
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -25,8 +25,8 @@ def get_config(arg=None):
 
 def paper(name):
     def word(config):
-        missing.single_positive(config, name)
-        config.system.expected = missing.EXPECTED[name]
+        partial_labels.single_positive(config, name)
+        config.system.expected = partial_labels.EXPECTED[name]
 
     return word
 
@@ -39,4 +39,4 @@ def voc_resplit(config):
 
 
 WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
-WORDS |= dict(linear=missing.linear, linear_init=missing.linear_init)
+WORDS |= dict(linear=partial_labels.linear, linear_init=partial_labels.linear_init)

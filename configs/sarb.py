@@ -10,7 +10,7 @@ For VG-200 give --config.vectors a file of its labels' vectors.
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -49,7 +49,7 @@ def option(**settings):
     return lambda config: config.system.update(**settings)
 
 
-WORDS: dict = missing.partial_sets(paper)
+WORDS: dict = partial_labels.partial_sets(paper)
 WORDS |= dict(voc_resplit=voc_resplit, csv=csv)
-WORDS |= {"known=": missing.known, "as_released": option(target_gradient=True, blend_known=True)}
+WORDS |= {"known=": partial_labels.known, "as_released": option(target_gradient=True, blend_known=True)}
 WORDS |= {name: option(blends=name) for name in ("instance", "prototype")} | {"plain": option(blends="none")}

@@ -11,7 +11,7 @@ Published test mAP, end to end (VOC12, COCO): full 89.1, 75.8; AN 85.1, 64.1; AN
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -28,14 +28,14 @@ def get_config(arg=None):
     del config.expected
     if config.stages and config.loss.name == "an_ls" and "smoke" not in config.experiment:
         batch_size = 16 if config.data.name == "nuswide" else 8  # the authors' choice
-        missing.linear_init(config, lr=1e-4, batch_size=batch_size)
+        partial_labels.linear_init(config, lr=1e-4, batch_size=batch_size)
     return config
 
 
 def paper(name):
     def word(config):
-        missing.single_positive(config, name)
-        config.expected = missing.EXPECTED[name]
+        partial_labels.single_positive(config, name)
+        config.expected = partial_labels.EXPECTED[name]
 
     return word
 
@@ -64,6 +64,8 @@ def full(name):
 
 
 WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
-WORDS |= dict(linear=missing.linear, linear_init=missing.linear_init, iu=loss("iu", 1), iun=loss("iu", -1))
+WORDS |= dict(
+    linear=partial_labels.linear, linear_init=partial_labels.linear_init, iu=loss("iu", 1), iun=loss("iu", -1)
+)
 WORDS |= {name: loss(name) for name in ("an", "an_ls", "wan", "epr", "pr")}
 WORDS |= dict(full=full("bce"), full_ls=full("bce_ls"))

@@ -12,7 +12,7 @@ The reset gate of the released code uses the update gate's weights; `fixed` give
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -66,7 +66,7 @@ def known(config, share):
         config.system.update(channels=1024, width=1024, hidden=512, reset_gate="fixed")
     elif config.backbone.name == "mobilenet_v1":  # ten positives a label: nothing is reduced or propagated, as in SST
         config.system.update(channels=None, hidden=128, steps=0)
-    missing.partial_baseline(config, share)
+    partial_labels.partial_baseline(config, share)
 
 
 def voc_resplit(config):

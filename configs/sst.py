@@ -11,7 +11,7 @@ For VG-200 give --config.vectors a file of its labels' vectors.
 """
 
 from mljax import config as c
-from mljax import missing
+from mljax.config import partial_labels
 
 
 def get_config(arg=None):
@@ -65,10 +65,10 @@ def threshold(config, last):
     config.system.last = float(last)
 
 
-WORDS: dict = missing.partial_sets(paper)
+WORDS: dict = partial_labels.partial_sets(paper)
 WORDS |= dict(voc_resplit=voc_resplit, csv=csv)
 WORDS |= {
-    "known=": missing.known,
+    "known=": partial_labels.known,
     "threshold=": threshold,
     "both": option(branches="both"),
     "ist": option(branches="ist"),

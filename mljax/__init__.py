@@ -16,7 +16,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _LAZY = {
-    "read_config": ("mljax.flags", "read_config"),
+    "read_config": ("mljax.config.flags", "read_config"),
     "fit": ("mljax.train", "fit"),
     "load": ("mljax.predict", "load"),
 }

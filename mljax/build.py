@@ -21,10 +21,16 @@ def names(kind: str) -> dict[str, Callable[..., Any]]:
     """All names of a kind ("systems", "backbones", "data", "losses", ..) with what builds them."""
     module = importlib.import_module(f"mljax.{kind}")
     table: dict[str, Callable[..., Any]] = dict(getattr(module, "NAMES", {}))
-    for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
-        if not info.name.startswith("_") and f"{kind}.{info.name}" not in APART:
-            table |= getattr(importlib.import_module(f"mljax.{kind}.{info.name}"), "NAMES", {})
+    for name in files(kind):
+        if f"{kind}.{name}" not in APART:
+            table |= getattr(importlib.import_module(f"mljax.{kind}.{name}"), "NAMES", {})
     return table
+
+
+def files(kind: str) -> list[str]:
+    """The files of a kind, without those that begin with an underscore."""
+    folder = getattr(importlib.import_module(f"mljax.{kind}"), "__path__", [])
+    return [info.name for info in pkgutil.iter_modules(folder) if not info.name.startswith("_")]
 
 
 def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -80,3 +86,12 @@ def checked(
     if missing:
         raise UserError(f"{name!r} ({kind}) needs the setting {missing[0]!r} in its config section.")
     return constructor, settings
+
+
+def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Call a constructor with a config section that has no name; a wrong key names its neighbour."""
+    allowed = keywords(constructor)
+    for key in section:
+        if key not in allowed:
+            raise UserError(f"{where} has no setting {key!r}{nearest(key, allowed)}.")
+    return constructor(**{**given, **section})

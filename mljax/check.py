@@ -11,15 +11,15 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mljax.build import find, keywords, names
-from mljax.config import base
-from mljax.criterion import criterion
-from mljax.data import features, observe, transforms
+from mljax.build import find, keywords, names, settings
+from mljax.config.base import base
+from mljax.data import observe
 from mljax.errors import UserError, nearest
-from mljax.experiment import settings
 from mljax.layers import ACTIVATIONS
+from mljax.losses.criterion import criterion
 from mljax.metrics import DEFINITIONS
-from mljax.optim import METRICS, optimizer
+from mljax.optim.optimizer import METRICS, optimizer
+from mljax.pipeline import feature_cache, transforms
 from mljax.types import Config
 
 KINDS = {"data": "data", "backbone": "backbones", "system": "systems"}  # `loss` is checked by criterion
@@ -100,7 +100,7 @@ def check(config: Config) -> None:
     settings(transforms.train, found["input"]["train"], "config.input.train", size=found["input"]["size"])
     settings(transforms.evaluate, found["input"]["eval"], "config.input.eval", size=found["input"]["size"])
     for text in (*found["cache"]["train_views"], *found["cache"]["eval_views"]):
-        features.view(str(text))
+        feature_cache.view(str(text))
 
 
 def _pixels(section: Mapping[str, Any]) -> None:

@@ -14,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax import rundir, weights
-from mljax.build import build, find, keywords, names
-from mljax.criterion import WHOLE, criterion
-from mljax.data import features, transforms, unseen
+from mljax.build import build, find, keywords, names, settings
+from mljax.data import unseen
 from mljax.data.observe import observe
-from mljax.data.source import Source, load
+from mljax.data.source import Source
+from mljax.data.splits import load
 from mljax.errors import UserError, nearest
+from mljax.losses.criterion import WHOLE, criterion
 from mljax.parallel import axis_of
+from mljax.pipeline import feature_cache, transforms
+from mljax.trees import merge
 from mljax.types import Batch, Config, Meta
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -72,8 +75,8 @@ class Experiment:
         return lambda image: run(inner, image)
 
     @property
-    def eval_views(self) -> tuple[features.View, ...]:
-        return tuple(features.view(v) for v in self.config.cache.eval_views)
+    def eval_views(self) -> tuple[feature_cache.View, ...]:
+        return tuple(feature_cache.view(v) for v in self.config.cache.eval_views)
 
     def eval_transform(self) -> Callable[..., np.ndarray]:
         return settings(transforms.evaluate, self.config.input.eval, "config.input.eval", size=self.config.input.size)
@@ -88,15 +91,6 @@ def normalise(image: jax.Array, mean: Any, std: Any, dtype: Any = jnp.float32) -
     scale, shift = 1 / (255 * std), -mean / std
     shape = (1,) * (image.ndim - 1) + (3,)
     return (image.astype(jnp.float32) * scale.reshape(shape) + shift.reshape(shape)).astype(dtype)
-
-
-def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
-    """Call a constructor with a config section that has no name; a wrong key names its neighbour."""
-    allowed = keywords(constructor)
-    for key in section:
-        if key not in allowed:
-            raise UserError(f"{where} has no setting {key!r}{nearest(key, allowed)}.")
-    return constructor(**{**given, **section})
 
 
 def source(config: Config, split: str, *, training: bool) -> Source:
@@ -259,7 +253,7 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
 
     variables = jax.jit(init)((key, draw))
     config = experiment.config
-    if config.weights.name is None or config.get("init"):  # mljax.initial.of_run has more than a backbone
+    if config.weights.name is None or config.get("init"):  # mljax.warm_start.of_run has more than a backbone
         return variables
     record = weights.resolve(config.weights.name, config.backbone.name)
     loaded = weights.load(
@@ -269,7 +263,7 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
     for collection in ("params", "batch_stats"):
         if "backbone" in variables.get(collection, {}):
             own = variables[collection]["backbone"]
-            merged = weights.merge(own, loaded.get(collection, {}), skip=tuple(config.weights.skip))
+            merged = merge(own, loaded.get(collection, {}), skip=tuple(config.weights.skip))
             variables[collection] = {**variables[collection], "backbone": merged}
     return variables
 

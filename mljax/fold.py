@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mljax.backbones._common import BatchNorm
+from mljax.convolution import BatchNorm
 
 
 def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[dict[str, Any], int]:

@@ -5,17 +5,15 @@ python -m mljax.main --config=configs/cmsg.py:voc2007,smoke --workdir=/tmp/x --c
 python -m mljax.main --list
 """
 
-import contextlib
-import logging
-import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from mljax.cache import setup_jax
-from mljax.errors import Full, UserError, exhausted
-from mljax.flags import USAGE, override, parse, read_config
+from mljax.config.command import guarded
+from mljax.config.flags import USAGE, parse
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
+from mljax.errors import Full, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,31 +48,6 @@ def main(argv: list[str] | None = None) -> int:
         command = f"python -m mljax.bench {shlex.join(words)}"
         raise UserError(f"{full.what}; the largest that does is found by: {command}") from None
     return 0
-
-
-def guarded(run: Callable[[], int]) -> int:
-    """Run a command: what a user can mend is one line on stderr, and exit status 2."""
-    log = logging.getLogger("mljax")
-    log.handlers, log.propagate = [logging.lastResort or logging.NullHandler()], False  # plain lines
-    try:
-        setup_jax()
-        return run()
-    except UserError as error:
-        print(f"mljax: {error}", file=sys.stderr)
-        return 2
-    except (MemoryError, RuntimeError) as error:
-        if not exhausted(error):
-            raise
-        told = "take smaller batches (config.eval.batch_size in a run's directory, --batch of a benchmark) or images"
-        print(f"mljax: The memory is full; {told}.", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("mljax: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

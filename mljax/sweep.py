@@ -22,9 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mljax.check import check
+from mljax.config.command import Parser, guarded
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
+from mljax.config.stages import stage_configs
 from mljax.errors import UserError
-from mljax.flags import Parser, override, read_config
-from mljax.rundir import check_same, stage_configs, untouched, write_text
+from mljax.rundir.files import check_same, untouched, write_text
 from mljax.types import Config
 
 Variant = tuple[tuple[str, str], ...]
@@ -266,6 +269,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from mljax.main import guarded
-
     sys.exit(guarded(main))

@@ -13,16 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mljax import evaluate, experiment, initial, optim, parallel, progress, rundir
+from mljax import experiment, optim, parallel, rundir, scoring, warm_start
 from mljax.build import keywords
 from mljax.check import check
-from mljax.checkpoint import Checkpoints
-from mljax.data import features, loader
+from mljax.config.stages import stage_configs
 from mljax.data.files import some
 from mljax.errors import Full, UserError, exhausted, nearest
 from mljax.experiment import Experiment
-from mljax.groups import all_groups, frozen_paths, without_label_tables
 from mljax.interrupt import Stop, interruptible
+from mljax.optim.groups import all_groups, frozen_paths, without_label_tables
+from mljax.pipeline import feature_cache, loader
+from mljax.rundir import progress
+from mljax.rundir.checkpoint import Checkpoints
 from mljax.types import Config, TrainState
 
 LATE = 2  # steps that the devices have before them while the host looks at the numbers of the one before
@@ -101,11 +103,11 @@ def fit(config: Config, workdir: str | Path) -> dict[str, Any]:
       Stop: after Ctrl-C or SIGTERM, once the state is saved.
     """
     workdir = Path(workdir)
-    stages = rundir.stage_configs(config)
+    stages = stage_configs(config)
     for stage in stages:
         check(stage)
     with rundir.opened(workdir, config), progress.Writer(workdir) as writer:
-        report = evaluate.finished(workdir)
+        report = scoring.finished(workdir)
         if report is not None:
             return report
         for index, stage in enumerate(stages):
@@ -159,7 +161,7 @@ class Stage:
             if self.index < self.count - 1:
                 return {}
             with self.fitting("eval"):
-                return evaluate.finish(self, state)
+                return scoring.finish(self, state)
 
     # --- what a stage needs ----------------------------------------------------------------------------------------
 
@@ -193,14 +195,14 @@ class Stage:
         meta, values = experiment.facts(self.config, self.train, self.workdir if begun else None)
         rundir.save_meta(self.workdir, meta, values)
         self.experiment = experiment.assemble(self.config, meta, values)
-        self.eval = evaluate.without_given(self.experiment, self.eval)
+        self.eval = scoring.without_given(self.experiment, self.eval)
 
     def _initial(self) -> TrainState:
         """The state to start from: this stage's checkpoint, what the stage before left, another run, or weights."""
         config, new = self.config, self.index == 0 and self.checkpoints.latest is None
         variables = experiment.init_variables(self.experiment, config.seed)
         if config.init and (new or config.cache.train_views):  # a resume has all but what the cache is made with
-            variables, told = initial.of_run(config.init, variables, self.experiment)
+            variables, told = warm_start.of_run(config.init, variables, self.experiment)
             if new:
                 self.writer.line(f"starts from {told}")
         self._cache(variables)
@@ -213,13 +215,13 @@ class Stage:
         self.step, self.place_state, self.place = parallel.compile_step(
             make_step(self.experiment, self.tx), config.parallel, self.devices
         )
-        self.scorer = evaluate.Scorer(self.experiment, self.devices)
+        self.scorer = scoring.Scorer(self.experiment, self.devices)
         if self.checkpoints.latest is not None:
             state = self.checkpoints.restore(jax.eval_shape(lambda: state), "last")
             self.writer.line(f"{self.label}resumed at step {int(state.step)} of {self.total}")
         elif self.index:
-            before = initial.of_stage(self.workdir / "checkpoints" / f"{self.index - 1}", config.start)
-            variables = initial.take_over({"params": state.params, **state.variables}, before)
+            before = warm_start.of_stage(self.workdir / "checkpoints" / f"{self.index - 1}", config.start)
+            variables = warm_start.take_over({"params": state.params, **state.variables}, before)
             state = create_state(variables, self.tx, ema=config.ema, seed=config.seed + self.index)
         return self.place_state(state)
 
@@ -239,11 +241,11 @@ class Stage:
         with self.writer.task() as show, self.fitting("eval"):
             size = self.config.eval.batch_size
             options = {"key": key, "limit_gb": cache.limit_gb, "progress": show, "batch_size": size}
-            looks = tuple(features.view(v) for v in cache.train_views)
+            looks = tuple(feature_cache.view(v) for v in cache.train_views)
             failures = loader.Failures(len(self.train))
-            maps = features.endpoints(self.train, looks, encode, failures=failures, **options)
-            self.cached_eval = features.endpoints(self.eval, self.experiment.eval_views, encode, **options)
-        self.cached = features.CachedBatches(
+            maps = feature_cache.endpoints(self.train, looks, encode, failures=failures, **options)
+            self.cached_eval = feature_cache.endpoints(self.eval, self.experiment.eval_views, encode, **options)
+        self.cached = feature_cache.CachedBatches(
             self.train,
             maps,
             self.config.optim.batch_size,
@@ -353,7 +355,7 @@ class Stage:
         meter.say("evaluating")
         try:
             with self.fitting("eval"):
-                found = evaluate.raw_and_ema(self, state)
+                found = scoring.raw_and_ema(self, state)
         except Diverged:
             raise
         except UserError:  # an image of the split cannot be read, or its batch does not fit: what was trained is kept
@@ -368,7 +370,7 @@ class Stage:
         meter.evaluated({k: r["metrics"] for k, r in found.items()}, time.perf_counter() - began)
         if self.config.optim.get("schedule") == "plateau":
             options = {k: v for k, v in self.config.optim.items() if k in optim.PLATEAU}
-            opt_state = optim.plateau_update(state.opt_state, evaluate.watched(self, found["raw"]), **options)
+            opt_state = optim.plateau_update(state.opt_state, scoring.watched(self, found["raw"]), **options)
             state = dataclasses.replace(state, opt_state=opt_state)
         kind = best if self.config.eval.select == "best_of_raw_and_ema" else "raw"
         self._save(state, step, {"mAP": found[kind]["metrics"]["mAP"]}, kind, replace=again)

@@ -8,7 +8,7 @@ of label vectors (its module offers `with_labels`; so far ML-Decoder in its zero
 import dataclasses
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,19 +20,20 @@ from mljax.data.source import Source
 from mljax.data.unseen import columns, named
 from mljax.data.word_vectors import UNNAMED
 from mljax.errors import UserError, nearest
+from mljax.experiment import Experiment
 from mljax.types import Config, Meta
 
-if TYPE_CHECKING:
-    from mljax.predict import Run
-
+Variables = Mapping[str, Any]
 GROUPS = ("all", "seen", "unseen")
 
 
-def with_labels(run: "Run", labels: Sequence[str], *, vectors: Any = None, every: tuple[str, ...] = ()) -> "Run":
-    """A run that scores other labels than it was trained on.
+def with_labels(
+    run: Experiment, variables: Variables, labels: Sequence[str], *, vectors: Any = None, every: tuple[str, ...] = ()
+) -> tuple[Experiment, Variables]:
+    """The experiment and variables of a run for other labels than it was trained on.
 
     Args:
-      run: of a system that makes its classifiers of label vectors.
+      run, variables: of a system that makes its classifiers of label vectors.
       labels: l names.
       vectors: (l e) in their order, or where to look for those that are new: a file or "glove"; None: where the run had
         its own from. Labels that it was trained on keep the vectors of their training.
@@ -40,7 +41,7 @@ def with_labels(run: "Run", labels: Sequence[str], *, vectors: Any = None, every
     Raises:
       UserError: the system is bound to its labels, a label is named twice, or one has no vector.
     """
-    labels, config = named(labels), run.experiment.config
+    labels, config = named(labels), run.config
     module = importlib.import_module(find("systems", config.system.name).__module__)
     if not hasattr(module, "with_labels"):
         raise UserError(
@@ -51,24 +52,23 @@ def with_labels(run: "Run", labels: Sequence[str], *, vectors: Any = None, every
         raise UserError("No label is named; give at least one.")
     if pair := (spelled_twice(labels) or next(((x, x) for x in labels if labels.count(x) > 1), None)):
         raise UserError(f"The labels {pair[0]!r} and {pair[1]!r} are one; name it once.")
-    if getattr(run.experiment.system, "vectors", None) is None:
-        module.with_labels(run.experiment.system, run.variables, np.zeros((0, 0)))  # says that it is bound
+    if getattr(run.system, "vectors", None) is None:
+        module.with_labels(run.system, variables, np.zeros((0, 0)))  # says that it is bound
     if vectors is None or isinstance(vectors, str):
         table = _vectors(run, labels, vectors, every)
     else:
         table = np.asarray(vectors, np.float32)
         if table.ndim != 2 or len(table) != len(labels):
             raise UserError(f"The vectors have the shape {table.shape}; {len(labels)} labels need ({len(labels)}, e).")
-    system, variables = module.with_labels(run.experiment.system, run.variables, table)
+    system, changed = module.with_labels(run.system, variables, table)
     nothing = np.zeros((0, len(labels)), np.uint8)
-    meta = Meta(name=run.experiment.meta.name, classes=labels, labels=nothing, observed=nothing, vectors=table)
-    other = dataclasses.replace(run.experiment, meta=meta, system=system)
-    return dataclasses.replace(run, experiment=other, variables=jax.device_put(variables))
+    meta = Meta(name=run.meta.name, classes=labels, labels=nothing, observed=nothing, vectors=table)
+    return dataclasses.replace(run, meta=meta, system=system), jax.device_put(changed)
 
 
-def _vectors(run: "Run", labels: tuple[str, ...], vectors: str | None, every: tuple[str, ...]) -> np.ndarray:
+def _vectors(run: Experiment, labels: tuple[str, ...], vectors: str | None, every: tuple[str, ...]) -> np.ndarray:
     """(l e): of trained labels the run's own, of others by name from the source that is given, or the run's."""
-    meta, config = run.experiment.meta, run.experiment.config.copy_and_resolve_references()
+    meta, config = run.meta, run.config.copy_and_resolve_references()
     trained = {} if meta.vectors is None else dict(zip(map(key, meta.classes), meta.vectors, strict=True))
     new = tuple(name for name in labels if key(name) not in trained)
     if vectors is not None:
@@ -91,14 +91,16 @@ def _vectors(run: "Run", labels: tuple[str, ...], vectors: str | None, every: tu
     return np.stack(rows).astype(np.float32)
 
 
-def evaluation(run: "Run", split: str, labels: Any, vectors: str | None = None) -> tuple["Run", Source]:
+def evaluation(
+    run: Experiment, variables: Variables, split: str, labels: Any, vectors: str | None = None
+) -> tuple[Experiment, Variables, Source]:
     """A run and a split of `config.data`, both of the labels that are asked for.
 
     Args:
       labels: None: those of the run, which must be the split's; "all" of the data set, those that were "seen" in
         training, those that were not ("unseen"), or names.
     """
-    config, own = run.experiment.config, run.classes
+    config, own = run.config, run.meta.classes
     source = _source(config, split)
     if labels is None:
         unseen = named(config.unseen)
@@ -108,7 +110,7 @@ def evaluation(run: "Run", split: str, labels: Any, vectors: str | None = None) 
                 f"{source.name} has other classes than this run; evaluate it on its own data set, or a zero-shot"
                 " ML-Decoder with --labels=all."
             )
-        return run, columns(source, names) if unseen else source
+        return run, variables, columns(source, names) if unseen else source
     seen = {key(name) for name in own}
     wanted = named(labels)
     if len(wanted) == 1 and wanted[0] in GROUPS:
@@ -125,8 +127,8 @@ def evaluation(run: "Run", split: str, labels: Any, vectors: str | None = None) 
                     f"{source.name} has no label {name!r}{nearest(name, (*source.classes, *GROUPS))}; --labels takes"
                     " names of it, or all, seen, unseen."
                 )
-    other = with_labels(run, names, vectors=vectors, every=source.every or source.classes)
-    return other, columns(source, names)
+    other, changed = with_labels(run, variables, names, vectors=vectors, every=source.every or source.classes)
+    return other, changed, columns(source, names)
 
 
 def _source(config: Config, split: str) -> Source:
@@ -136,12 +138,12 @@ def _source(config: Config, split: str) -> Source:
     return experiment.source(config, split, training=False)
 
 
-def means(run: "Run", per_class: Mapping[str, float | None]) -> dict[str, dict[str, float | int | None]]:
+def means(trained: Sequence[str], per_class: Mapping[str, float | None]) -> dict[str, dict[str, float | int | None]]:
     """mAP of the labels that a run was trained on, and of the others, from the AP of each class."""
-    seen = {key(name) for name in run.classes}
+    seen = {key(name) for name in trained}
     found = {}
-    for name, trained in (("seen", True), ("unseen", False)):
-        of = [ap for label, ap in per_class.items() if (key(label) in seen) == trained and ap is not None]
+    for name, of_training in (("seen", True), ("unseen", False)):
+        of = [ap for label, ap in per_class.items() if (key(label) in seen) == of_training and ap is not None]
         if of:
             found[name] = {"labels": len(of), "mAP": float(np.mean(of))}
     return found

@@ -28,7 +28,9 @@ from PIL import Image
 
 import mljax
 from mljax import experiment, metrics, parallel, train
-from mljax.data import draw, labels, loader
+from mljax.data import labels
+from mljax.pictures import drawing
+from mljax.pipeline import loader
 
 sys.stderr = sys.stdout  # progress as plain text below the cell
 runs = Path(tempfile.mkdtemp())
@@ -59,7 +61,7 @@ def caption(row):
 
 pictures = [Image.fromarray(test[i]["image"]) for i in range(10)]
 captions = [caption(test.labels[i]) for i in range(10)]
-draw.contact_sheet(pictures, captions, columns=5, cell=128)
+drawing.contact_sheet(pictures, captions, columns=5, cell=128)
 
 # %% [markdown]
 # ## Training
@@ -135,7 +137,7 @@ for i in np.argsort(-sure)[:4]:
     for label in sorted(named(truth[i]), key=lambda name: -scores[i, test.classes.index(name)])[:3]:
         shown.append(run.overlay(picture, label))
         captions.append(f"{label} {scores[i, test.classes.index(label)]:.2f}")
-draw.contact_sheet(shown, captions, columns=8, cell=112)
+drawing.contact_sheet(shown, captions, columns=8, cell=112)
 
 # %% [markdown]
 # ## Labels in company

@@ -10,9 +10,10 @@ import pytest
 
 import toy
 from conftest import data_root
-from mljax import experiment, published
-from mljax.merge import check, nest
-from mljax.weight_convert import convert
+from mljax import experiment
+from mljax.trees import check, nest
+from mljax.weights import published
+from mljax.weights.convert import convert
 
 PLACEHOLDER = np.int8(0)  # integers keep their dtype in a conversion: a byte a number
 

@@ -6,12 +6,12 @@ import pytest
 
 import released_names
 from conftest import close, golden_file, weights
-from mljax import published
-from mljax.criterion import criterion
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import read_config
+from mljax.losses.criterion import criterion
 from mljax.systems.add_gcn import add_gcn
 from mljax.types import Meta
+from mljax.weights import published
 
 L, D, W = 6, 7, 5
 

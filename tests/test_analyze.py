@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import analyze, embeddings, experiment, plots, predict, train
+from mljax import experiment, predict, train
+from mljax.analyze import command, embeddings
+from mljax.analyze.inputs import Subject
 from mljax.errors import UserError
-from mljax.subject import Subject
+from mljax.pictures import plots
 from mljax.types import Outputs
 
 
@@ -33,7 +35,7 @@ def seen(workdir):
 
 
 def call(workdir, *argv):
-    assert analyze.main([f"--workdir={workdir}", *argv]) == 0
+    assert command.main([f"--workdir={workdir}", *argv]) == 0
 
 
 def read(folder, name):
@@ -175,8 +177,8 @@ def test_attention_pictures(workdir, seen, tmp_path):
                 assert value == pytest.approx(np.exp(-(p * np.log(p)).sum()) / len(p), rel=1e-4)
         with Image.open(tmp_path / entry["picture"]) as picture:
             assert picture.width == 8 + 6 * 208  # photo, all heads, four heads
-    assert analyze.spread(np.full((3, 4), 1 / 12)) == pytest.approx(1)
-    assert analyze.spread(np.eye(4)[:1]) == pytest.approx(1 / 4)
+    assert command.spread(np.full((3, 4), 1 / 12)) == pytest.approx(1)
+    assert command.spread(np.eye(4)[:1]) == pytest.approx(1 / 4)
 
 
 def test_attention_of_a_photo_of_ones_own(workdir, seen, tmp_path):
@@ -192,8 +194,8 @@ def test_regions_are_drawn_where_a_system_has_them(seen, tmp_path):
     subject = Subject(run, source, tmp_path, np.random.default_rng(0))
     extra = {"boxes": np.array([[[0, 64, 0, 64]], [[16, 32, 8, 64]]]), "box_labels": np.array([[3], [5]])}
     out = Outputs(logits=np.zeros((2, 20)), extra=extra)
-    assert analyze.regions(subject, out, 1) == {5: [0.25, 0.125, 0.5, 1.0]}
-    assert analyze.regions(subject, Outputs(logits=np.zeros((2, 20))), 1) == {}
+    assert command.regions(subject, out, 1) == {5: [0.25, 0.125, 0.5, 1.0]}
+    assert command.regions(subject, Outputs(logits=np.zeros((2, 20))), 1) == {}
     picture = np.asarray(plots.boxed(Image.new("RGB", (200, 160)), [0.25, 0.125, 0.5, 1.0]))
     rows, columns = np.nonzero(picture.any(-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 159, 50, 99)
@@ -217,7 +219,7 @@ def test_a_figure_can_be_added(workdir, tmp_path, monkeypatch):
     def make(subject, args):
         return {"doubled": args.factor * len(subject.source)}
 
-    monkeypatch.setitem(analyze.FIGURES, "doubling", analyze.Figure(flags, make, images=10))
+    monkeypatch.setitem(command.FIGURES, "doubling", command.Figure(flags, make, images=10))
     call(workdir, "doubling", "--factor=3", f"--out={tmp_path}")
     assert read(tmp_path, "doubling")["doubled"] == 30
 
@@ -247,7 +249,7 @@ def test_a_figure_can_be_added(workdir, tmp_path, monkeypatch):
 )
 def test_what_a_user_can_get_wrong(workdir, tmp_path, argv, said):
     with pytest.raises(UserError, match=said):
-        analyze.main([f"--workdir={workdir}", *argv, f"--out={tmp_path}"])
+        command.main([f"--workdir={workdir}", *argv, f"--out={tmp_path}"])
 
 
 def test_a_label_that_one_image_has_cannot_ask(workdir, seen, tmp_path):
@@ -286,7 +288,7 @@ def test_a_folder_that_cannot_be_written(workdir, tmp_path):
 
 def test_most_flags_belong_to_one_figure():
     """Every figure's flags are understood beside the common ones."""
-    for name, figure in analyze.FIGURES.items():
+    for name, figure in command.FIGURES.items():
         parser = argparse.ArgumentParser()
         figure.flags(parser)
         assert vars(parser.parse_args([])), name

@@ -20,13 +20,17 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 import toy
-from mljax import evaluate, interrupt, main, predict, progress, rundir, train
+from mljax import evaluate, interrupt, main, predict, rundir, scoring, train
 from mljax.check import check
-from mljax.checkpoint import Checkpoints
-from mljax.data import features, loader, source
+from mljax.config.flags import parse
+from mljax.config.overrides import override
+from mljax.config.stages import stage_configs
+from mljax.data import source
 from mljax.errors import UserError
-from mljax.flags import override, parse
-from mljax.progress import Meter, Writer
+from mljax.pipeline import feature_cache, loader
+from mljax.rundir import progress
+from mljax.rundir.checkpoint import Checkpoints
+from mljax.rundir.progress import Meter, Writer
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +225,7 @@ def test_broken_config_file(refused, tmp_path, text, sentence):
 
 
 def test_a_whole_config_passes():
-    for stage in rundir.stage_configs(toy.config("cmsg")):
+    for stage in stage_configs(toy.config("cmsg")):
         check(stage)
 
 
@@ -477,7 +481,7 @@ def pictures(folder, count, bad=()):
 
 
 def read_all(found, steps, **options):
-    look = features.view("8")
+    look = feature_cache.view("8")
     return list(loader.train_batches(found, look, batch_size=4, seed=0, start=0, steps=steps, **options))
 
 
@@ -500,15 +504,15 @@ def test_cached_features_skip_what_training_skips(tmp_path, monkeypatch, caplog)
         return {"32": image[:, :1, :1, :1].astype(np.float32)}
 
     def endpoints(which, failures):
-        looks = (features.view("8"),)
-        return features.endpoints(which, looks, encode, key="k", batch_size=32, failures=failures)
+        looks = (feature_cache.view("8"),)
+        return feature_cache.endpoints(which, looks, encode, key="k", batch_size=32, failures=failures)
 
     for _ in range(2):  # computed, then read
         failures = loader.Failures(100)
         maps = endpoints(found, failures)
         assert failures.rows == {99} and "99.png" in failures.found and maps["8"]["32"][99] == 0
     assert len(calls) == 4 and len(caplog.records) == 2
-    batches = features.CachedBatches(found, maps, 50, 0, unreadable=failures.rows)
+    batches = feature_cache.CachedBatches(found, maps, 50, 0, unreadable=failures.rows)
     chosen = np.concatenate([batches[step]["index"] for step in range(2)])
     assert sorted(chosen) == [0, *range(99)]  # the next readable one stands in, its labels and features with it
     step = batches[0]
@@ -517,7 +521,7 @@ def test_cached_features_skip_what_training_skips(tmp_path, monkeypatch, caplog)
     with pytest.raises(UserError, match=r"99.png is truncated.*must be complete"):
         endpoints(found, None)
     endpoints(found.subset(np.arange(50), "[:50]"), None)  # which does not hold it
-    cache = features.cache_dir() / "features"
+    cache = feature_cache.cache_dir() / "features"
     (entry,) = [f for f in cache.iterdir() if (f / "32.npy").is_file()]
     (entry / "32.npy").write_bytes(b"damaged")
     endpoints(found, loader.Failures(100))
@@ -587,13 +591,13 @@ def test_files_of_a_run_on_a_full_disk(tmp_path, monkeypatch, trained):
 
 
 def test_scores_that_are_no_numbers_stop_the_run(tmp_path, monkeypatch):
-    scores, count = evaluate.Scorer.scores, []
+    scores, count = scoring.Scorer.scores, []
 
     def poisoned(self, *args):
         count.append(1)
         return scores(self, *args) * (np.nan if len(count) == 2 else 1)
 
-    monkeypatch.setattr(evaluate.Scorer, "scores", poisoned)
+    monkeypatch.setattr(scoring.Scorer, "scores", poisoned)
     with pytest.raises(UserError, match=r"scores of scenes test after step 6 .* keeps the checkpoint of step 3"):
         train.fit(small(), tmp_path / "run")
     assert saved(tmp_path / "run") == [3]

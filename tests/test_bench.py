@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import evaluate, fold, main, predict, timing, train
-from mljax.backbones import _common, cvt, mobilenet, resnet, small, tresnet
-from mljax.backbones._common import conv
-from mljax.bench import command, hlo, loop, report, scale, target
+from mljax import convolution, fold, main, predict, scoring, train
+from mljax.backbones import cvt, mobilenet, resnet, small, tresnet
+from mljax.bench import command, hlo, loop, report, scale, target, timing
 from mljax.bench import model as bench_model
+from mljax.convolution import conv
 from mljax.errors import UserError
 
 # --- ratios and figures ----------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_a_full_memory_ends_training_in_one_sentence(text, monkeypatch, capsys, 
 
     place = train.parallel.compile_step
     monkeypatch.setattr(train.parallel, "compile_step", lambda *given: (full, *place(*given)[1:]))
-    monkeypatch.setattr(main, "setup_jax", lambda: None)
+    monkeypatch.setattr("mljax.config.command.setup_jax", lambda: None)
     argv = ["--config=configs/baseline.py:smoke", "--config.optim.batch_size=24", "--config.devices=1"]
     argv += ["--config.backbone.widths=(4, 4, 4, 4)", "--config.input.size=32"]
     assert main.guarded(lambda: main.main([*argv, f"--workdir={tmp_path / 'run'}"])) == 2
@@ -263,7 +263,7 @@ def test_a_full_memory_ends_training_in_one_sentence(text, monkeypatch, capsys, 
 @pytest.mark.parametrize("select", ["last", "best"])
 def test_a_full_evaluation_keeps_what_was_trained(monkeypatch, capsys, tmp_path, select):
     """The sentence names the evaluation's batch, and the run goes on with a smaller one where it was."""
-    scores, sizes = evaluate.Scorer.scores, []
+    scores, sizes = scoring.Scorer.scores, []
 
     def limited(self, variables, source, maps, config):
         sizes.append(config.eval.batch_size)
@@ -271,8 +271,8 @@ def test_a_full_evaluation_keeps_what_was_trained(monkeypatch, capsys, tmp_path,
             raise jax.errors.JaxRuntimeError(FULL[0])
         return scores(self, variables, source, maps, config)
 
-    monkeypatch.setattr(evaluate.Scorer, "scores", limited)
-    monkeypatch.setattr(main, "setup_jax", lambda: None)
+    monkeypatch.setattr(scoring.Scorer, "scores", limited)
+    monkeypatch.setattr("mljax.config.command.setup_jax", lambda: None)
     argv = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--config.eval.batch_size=32"]
     argv += [f"--config.eval.select={select}", "--config.optim.epochs=2", "--config.eval.every=2"]  # one evaluation
     argv += ["--config.backbone.widths=(4, 4, 4, 4)", "--config.input.size=32", f"--workdir={tmp_path / 'run'}"]
@@ -318,7 +318,7 @@ def test_a_full_memory_names_the_stage(monkeypatch, capsys, tmp_path):
         return {}
 
     monkeypatch.setattr(train.Stage, "run", run)
-    monkeypatch.setattr(main, "setup_jax", lambda: None)
+    monkeypatch.setattr("mljax.config.command.setup_jax", lambda: None)
     argv = ["--config=configs/mulcon.py:coco2014,smoke", f"--workdir={tmp_path / 'run'}"]
     assert main.guarded(lambda: main.main(argv)) == 2
     told, words = advised(capsys.readouterr().err)
@@ -348,7 +348,7 @@ def test_an_evaluation_compiles_once():
     """Splits of any size are batches of one shape: the second and the third compile nothing."""
     config = tiny()
     model = bench_model.Model(config)
-    scorer, variables = evaluate.Scorer(model.run, model.devices), model.initial()
+    scorer, variables = scoring.Scorer(model.run, model.devices), model.initial()
     for rows in (5, 17, 64):
         scores = scorer.scores(variables, loop.source(model.run.meta, rows, "split"), None, config)
         assert scores.shape == (rows, model.run.meta.num_labels)
@@ -422,10 +422,10 @@ def test_the_host_never_waits_for_the_last_step(monkeypatch, tmp_path):
 def test_late_items():
     """Two more are asked for before the first is handed over, none is lost."""
     asked = []
-    items = evaluate.late(asked.append(i) or i for i in range(5))
+    items = scoring.late(asked.append(i) or i for i in range(5))
     assert next(items) == 0 and asked == [0, 1, 2]
     assert list(items) == [1, 2, 3, 4]
-    assert list(evaluate.late(iter([7]))) == [7]
+    assert list(scoring.late(iter([7]))) == [7]
 
 
 def test_overhead_counts_the_trainers_own_steps(monkeypatch):
@@ -555,10 +555,10 @@ def test_a_target_needs_the_compiler_for_it(monkeypatch):
 def test_a_target_takes_the_forms_for_a_gpu(monkeypatch):
     for name in ("CUDA_VISIBLE_DEVICES", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "XLA_FLAGS", "TF_CPP_MIN_LOG_LEVEL"):
         monkeypatch.setenv(name, "")
-    assert _common.on_cpu()
+    assert convolution.on_cpu()
     with target.elsewhere():
-        assert not _common.on_cpu()
-    assert _common.on_cpu()
+        assert not convolution.on_cpu()
+    assert convolution.on_cpu()
 
 
 @pytest.mark.parametrize("shape, size", [
@@ -648,6 +648,6 @@ def test_wrong_flags(flags, sentence):
 
 def test_without_torch(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "mljax.bench.rival", raising=False)
+    monkeypatch.delitem(sys.modules, "mljax.bench.torch_reference", raising=False)
     with pytest.raises(UserError, match="needs PyTorch, which is not installed"):
         command.main(["--config=configs/baseline.py:smoke", "--against=torch"])

@@ -13,14 +13,15 @@ from sklearn.metrics import average_precision_score
 import released_names
 import toy
 from conftest import close, golden_file, weights
-from mljax import evaluate, main, predict, published
+from mljax import evaluate, main, predict, scoring
 from mljax.check import check
-from mljax.criterion import criterion
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import read_config
 from mljax.layers import sine_position
+from mljax.losses.criterion import criterion
 from mljax.systems.c_tran import c_tran, given_in_evaluation, random_known
 from mljax.types import Meta
+from mljax.weights import published
 
 L = 6
 
@@ -285,9 +286,9 @@ def test_the_watched_loss_is_the_mean_of_bce_over_scored_entries():
         eval=SimpleNamespace(labels=np.array([[1, 0], [0, 1]], np.uint8), scored=np.array([[1, 1], [0, 1]], np.uint8)),
     )
     p = 1 / (1 + np.exp(-np.array([0.5, 2.0, 1.0])))  # of the true value of the three entries that are scored
-    assert evaluate.watched(stage, {}) == pytest.approx(-np.log(p).mean(), rel=1e-6)
+    assert scoring.watched(stage, {}) == pytest.approx(-np.log(p).mean(), rel=1e-6)
     stage.config.optim.metric = "CF1"
-    assert evaluate.watched(stage, {"metrics": {"CF1": 3.0}}) == 3.0
+    assert scoring.watched(stage, {"metrics": {"CF1": 3.0}}) == 3.0
 
 
 # --- prediction with labels known -----------------------------------------------------------------------------------

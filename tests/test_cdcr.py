@@ -6,8 +6,8 @@ import pytest
 
 import toy
 from mljax import experiment
-from mljax.criterion import criterion
 from mljax.errors import UserError
+from mljax.losses.criterion import criterion
 from mljax.systems.cdcr import cdcr
 from mljax.types import Meta
 from test_resume import same_state, trained_twice

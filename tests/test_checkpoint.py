@@ -19,8 +19,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mljax import optim
-from mljax.checkpoint import Checkpoints
 from mljax.errors import UserError
+from mljax.rundir.checkpoint import Checkpoints
 from mljax.types import TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -289,9 +289,9 @@ def test_wrong_bytes_name_their_leaf(tmp_path):
     record = tmp_path / "1" / "record" / "metadata"
     content = json.loads(record.read_text())
     content["leaves"]["params/head/kernel"][2] = "12345678"
-    from mljax import records
+    from mljax.rundir import manifest
 
-    content["digest"] = records.digest({k: v for k, v in content.items() if k != "digest"})
+    content["digest"] = manifest.digest({k: v for k, v in content.items() if k != "digest"})
     record.write_text(json.dumps(content))
     with pytest.raises(
         UserError, match=r"the bytes of params/head/kernel are not those .* no other checkpoint is there"
@@ -497,5 +497,5 @@ def test_damage_is_one_sentence_and_nothing_else(tmp_path):
 
 
 def test_import_is_light():
-    done = _python("import sys, mljax.checkpoint; print('orbax.checkpoint' in sys.modules)")
+    done = _python("import sys, mljax.rundir.checkpoint; print('orbax.checkpoint' in sys.modules)")
     assert (done.stdout, done.stderr) == ("False\n", "")

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from mljax.criterion import criterion
 from mljax.errors import UserError
+from mljax.losses.criterion import criterion
 from mljax.systems.cmsg import cmsg
 from mljax.types import Meta
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax.data import _known
+from mljax.data import _published_counts
 from mljax.data.coco import CLASSES_BY_ID, coco
 from mljax.errors import UserError
 
@@ -128,7 +128,7 @@ def test_val_labels_as_published(real_data, tmp_path):
         labels = np.unpackbits(arrays["labels"], axis=1)[:, :80]
         names, classes = arrays["file_names"].tolist(), arrays["classes"].tolist()
     assert labels.shape == (40137, 80) and labels.any(axis=1).all()
-    assert dict(zip(classes, labels.sum(axis=0).tolist())) == _known.counts("COCO2014 val")
+    assert dict(zip(classes, labels.sum(axis=0).tolist())) == _published_counts.counts("COCO2014 val")
     rows = np.arange(0, 40137, 400)
     folder = tmp_path / "annotations"
     folder.mkdir()

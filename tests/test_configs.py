@@ -9,8 +9,10 @@ import pytest
 import toy
 from mljax import experiment, train
 from mljax.build import names
+from mljax.config.flags import parse
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import override, parse, read_config
 from mljax.types import Meta
 
 

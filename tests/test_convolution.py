@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from conftest import golden_file
-from mljax.backbones import _common
-from mljax.backbones._common import BatchNorm
+from mljax import convolution
+from mljax.convolution import BatchNorm
 from plain_convolution import conv_loops
 
 
@@ -25,7 +25,7 @@ def to_nhwc(x):
 ])  # fmt: skip
 @pytest.mark.parametrize("cpu", [True, False])
 def test_conv_is_a_plain_sum(monkeypatch, size, groups, inner, outer, stride, padding, cpu):
-    monkeypatch.setattr(_common, "on_cpu", lambda: cpu)
+    monkeypatch.setattr(convolution, "on_cpu", lambda: cpu)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 9, 8, groups * inner)).astype(np.float32)
     kernel = rng.normal(size=(size, size, inner, groups * outer)).astype(np.float32)
@@ -35,7 +35,7 @@ def test_conv_is_a_plain_sum(monkeypatch, size, groups, inner, outer, stride, pa
     wanted = conv_loops(x, kernel, stride, groups, pads)
 
     def ours(x, kernel):
-        return _common.conv(x, kernel, stride=stride, groups=groups, padding=padding)
+        return convolution.conv(x, kernel, stride=stride, groups=groups, padding=padding)
 
     out = ours(x, kernel)
     assert out.dtype == jnp.float32
@@ -58,7 +58,7 @@ def test_max_pool_and_its_gradient_are_loops(shape):
     """Windows of 3, stride 2, padding 1; a tie's gradient goes to the first pixel in reading order."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 3)).astype(np.float32).round(1)  # rounded: there are ties
-    out, back = jax.vjp(_common.max_pool, jnp.asarray(x))
+    out, back = jax.vjp(convolution.max_pool, jnp.asarray(x))
     up = rng.normal(size=out.shape).astype(np.float32)
     assert out.shape == (2, -(-shape[0] // 2), -(-shape[1] // 2), 3)
     wanted, slope = np.empty(out.shape, np.float32), np.zeros_like(x)

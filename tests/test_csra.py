@@ -7,13 +7,14 @@ import pytest
 
 import toy
 from conftest import golden_file
-from mljax import experiment, published
+from mljax import experiment
 from mljax.check import check
-from mljax.criterion import criterion
 from mljax.errors import UserError
-from mljax.schedules import make_schedule
+from mljax.losses.criterion import criterion
+from mljax.optim.schedules import make_schedule
 from mljax.systems.csra import TEMPERATURES, csra
 from mljax.types import Meta
+from mljax.weights import published
 
 L, D = 6, 16
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -8,8 +8,8 @@ import pytest
 
 import toy
 from mljax import experiment, train
-from mljax.criterion import criterion
 from mljax.errors import UserError
+from mljax.losses.criterion import criterion
 from mljax.systems.curriculum import STRATEGIES, curriculum, relabel
 from mljax.types import Meta
 from test_resume import last_state, same_state, trained_twice

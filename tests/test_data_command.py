@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax import main as command_line
-from mljax import rundir
-from mljax.data import __main__ as data
-from mljax.data import _known, facts, labels, show, stats, transforms
+from mljax import main, rundir
+from mljax.commands import data as command
+from mljax.config.reading import read_config
+from mljax.data import _published_counts as published
+from mljax.data import label_counts, labels, stats
 from mljax.data.packed import packed
-from mljax.data.picture import _simplejpeg
-from mljax.data.source import Source, load
+from mljax.data.source import Source
+from mljax.data.splits import load
 from mljax.errors import UserError
-from mljax.flags import read_config
+from mljax.pictures import samples
+from mljax.pipeline import transforms
+from mljax.pipeline.picture import _simplejpeg
 
 SCENES = "configs/baseline.py:smoke"
 NEVER = ["--config.data.train_images=30", "--config.data.test_images=12"]
@@ -45,26 +48,26 @@ def official(name: str, counts, classes, images: int) -> Source:
 def test_known_counts():
     """Of systems whose papers print them: sums and sizes."""
     sums = {"VOC2007 trainval": 7306, "VOC2007 test": 7013, "COCO2014 train": 241035, "COCO2014 val": 116592}
-    assert {name: sum(_known.counts(name).values()) for name in sums} == sums
-    assert _known.counts("COCO2014 train")["person"] == 45174 and _known.counts("VOC2007 test")["dog"] == 418
-    assert _known.counts("COCO2014 train (all images)") == _known.counts("COCO2014 train")
-    assert _known.counts("VOC2007 re-split test") is None
+    assert {name: sum(published.counts(name).values()) for name in sums} == sums
+    assert published.counts("COCO2014 train")["person"] == 45174 and published.counts("VOC2007 test")["dog"] == 418
+    assert published.counts("COCO2014 train (all images)") == published.counts("COCO2014 train")
+    assert published.counts("VOC2007 re-split test") is None
     for year, total in (("VOC2007", 7306), ("VOC2012", 16682)):
-        train, val, both = (np.array(_known.COUNTS[f"{year} {split}"]) for split in ("train", "val", "trainval"))
+        train, val, both = (np.array(published.COUNTS[f"{year} {split}"]) for split in ("train", "val", "trainval"))
         np.testing.assert_array_equal(train + val, both)
-        assert both.sum() == total and (both < _known.IMAGES[f"{year} trainval"][0]).all()
+        assert both.sum() == total and (both < published.IMAGES[f"{year} trainval"][0]).all()
     for name, count in {"VOC2007 trainval": 5011, "VOC2012 test (unlabelled)": 10991, "COCO2014 val": 40137}.items():
-        assert _known.IMAGES[name] == (count,)
-    assert _known.plain_name("VOC2012 (TFDS) train+validation") == "VOC2012 trainval"
-    assert _known.plain_name("VOC2007 (TFDS) validation (short side 300)") == "VOC2007 val"
-    assert _known.IMAGES["COCO2014 train"][0] + _known.IMAGES["COCO2014 val"][0] == 122218
+        assert published.IMAGES[name] == (count,)
+    assert published.plain_name("VOC2012 (TFDS) train+validation") == "VOC2012 trainval"
+    assert published.plain_name("VOC2007 (TFDS) validation (short side 300)") == "VOC2007 val"
+    assert published.IMAGES["COCO2014 train"][0] + published.IMAGES["COCO2014 val"][0] == 122218
 
 
 def test_counts_of_the_published_labels(real_data):
     with np.load(real_data / "labels" / "voc2007_labels.npz", allow_pickle=False) as arrays:
         for name in ("trainval", "test"):
             ternary = arrays[f"{name}_labels"]
-            source = split(f"VOC2007 {name}", (ternary >= 0).astype(np.uint8), _known.VOC, scored=(ternary != 0) * 1)
+            source = split(f"VOC2007 {name}", (ternary >= 0).astype(np.uint8), published.VOC, scored=(ternary != 0) * 1)
             fine, wrong = stats.check(source)
             assert not wrong and len(fine) == 2 and "each of its 20 classes" in fine[1]
 
@@ -73,21 +76,23 @@ def test_counts_of_the_published_cooccurrence(real_data):
     """Images per class of COCO's training split, which its co-occurrence was counted on."""
     with np.load(real_data / "labels" / "coco_cooccurrence.npz", allow_pickle=False) as arrays:
         found = dict(zip(arrays["names"].tolist(), arrays["nums"].astype(int).tolist()))
-    assert found == _known.counts("COCO2014 train") and found["person"] == 45174 and sum(found.values()) == 241035
+    assert found == published.counts("COCO2014 train") and found["person"] == 45174 and sum(found.values()) == 241035
 
 
 def test_a_wrong_class_order_or_number_of_images_is_found():
-    counts = list(_known.COUNTS["VOC2007 test"])
-    assert stats.check(official("VOC2007 test", counts, _known.VOC, 4952))[1] == []
+    counts = list(published.COUNTS["VOC2007 test"])
+    assert stats.check(official("VOC2007 test", counts, published.VOC, 4952))[1] == []
     exchanged = [counts[1], counts[0], *counts[2:]]
-    assert "the order of classes is wrong" in stats.check(official("VOC2007 test", exchanged, _known.VOC, 4952))[1][0]
+    assert (
+        "the order of classes is wrong" in stats.check(official("VOC2007 test", exchanged, published.VOC, 4952))[1][0]
+    )
     fewer = [counts[0] - 7, *counts[1:]]
-    wrong = stats.check(official("VOC2007 test", fewer, _known.VOC, 4900))[1]
+    wrong = stats.check(official("VOC2007 test", fewer, published.VOC, 4900))[1]
     assert "has 4,900 images, but 4,952 are published" in wrong[0] and "aeroplane 197 for 204" in wrong[1]
-    reverse = official("VOC2007 test", counts[::-1], _known.VOC[::-1], 4952)
+    reverse = official("VOC2007 test", counts[::-1], published.VOC[::-1], 4952)
     assert "begins with the class 'tvmonitor', not one of the papers' orders" in stats.check(reverse)[1][0]
-    by_id = [_known.counts("COCO2014 val")[name] for name in _known.CLASS_ORDERS["COCO"][1]]
-    assert stats.check(official("COCO2014 val", by_id, _known.CLASS_ORDERS["COCO"][1], 40137))[1] == []
+    by_id = [published.counts("COCO2014 val")[name] for name in published.CLASS_ORDERS["COCO"][1]]
+    assert stats.check(official("COCO2014 val", by_id, published.CLASS_ORDERS["COCO"][1], 40137))[1] == []
     assert "about 83,898" in stats.check(split("NUS-WIDE official test", np.ones((9, 2), np.uint8), "ab"))[1][0]
     assert "no published counts" in stats.check(split("mine", np.ones((9, 2), np.uint8), "ab"))[0][0]
 
@@ -137,7 +142,7 @@ def test_the_page_marks_what_training_does_not_see(tmp_path, monkeypatch, capsys
         pages.append(source)
         return Image.new("RGB", (4, 4))
 
-    monkeypatch.setattr(show, "page", page)
+    monkeypatch.setattr(samples, "page", page)
     for extra in ((), ("--split=test",)):
         code, _, err = run(capsys, "show", "configs/sst.py:smoke", *NEVER, f"--out={tmp_path}/a.png", *extra)
         assert code == 0, err
@@ -146,13 +151,13 @@ def test_the_page_marks_what_training_does_not_see(tmp_path, monkeypatch, capsys
     known = np.random.RandomState(0).random_sample(full.labels.shape) < 0.5
     for row in range(30):
         told = [name if known[row, c] else f"({name})" for c, name in enumerate(full.classes) if full.labels[row, c]]
-        assert show.labels_of(train, row) == (told or ["(no label)"])
-    assert "(" in "".join(show.labels_of(train, 0) + show.labels_of(train, 1)) and test.observed.all()
+        assert samples.labels_of(train, row) == (told or ["(no label)"])
+    assert "(" in "".join(samples.labels_of(train, 0) + samples.labels_of(train, 1)) and test.observed.all()
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
     capsys.readouterr()
-    status = command_line.guarded(lambda: data.main(list(map(str, argv))))
+    status = main.guarded(lambda: command.main(list(map(str, argv))))
     said = capsys.readouterr()
     return status, said.out, said.err
 
@@ -191,15 +196,15 @@ def test_page_shows_the_augmented_image_and_labels():
     table = np.array([[1, 0, 1]], np.uint8)
     scored, observed = np.array([[1, 0, 1]], np.uint8), np.array([[1, 1, 0]], np.uint8)
     source = split("x", table, ["cat", "dog", "ox"], scored=scored, observed=observed)
-    assert show.labels_of(source, 0) == ["cat", "dog?", "(ox)"]
-    assert show.labels_of(split("x", table * 0, "abc"), 0) == ["(no label)"]
+    assert samples.labels_of(source, 0) == ["cat", "dog?", "(ox)"]
+    assert samples.labels_of(split("x", table * 0, "abc"), 0) == ["(no label)"]
     source = dataclasses.replace(source, read=lambda i: np.full((32, 32, 3), (250, 10, 10), np.uint8))
-    page = np.asarray(show.page(source, transforms.train(32), count=1, views=2, cell=32))
+    page = np.asarray(samples.page(source, transforms.train(32), count=1, views=2, cell=32))
     for view in range(2):  # the original and what every augmentation makes of it, all red
         x = 8 + view * 40
         assert (page[8:40, x : x + 32] == [250, 10, 10]).all()
     with pytest.raises(UserError, match="ask for at least one"):
-        show.page(source, transforms.train(32), count=0)
+        samples.page(source, transforms.train(32), count=0)
 
 
 def halves(i: int) -> np.ndarray:
@@ -223,14 +228,14 @@ def cells(page: Image.Image, columns: int, rows: int, cell: int = 32, gap: int =
 def test_the_page_shows_each_different_picture_once():
     source = split("x", np.ones((3, 1), np.uint8), ["cat"], read=halves)
     fixed = transforms.train(32, crop="squish", flip=0.0)
-    for row, (original, seen) in enumerate(cells(show.page(source, fixed, count=3, views=4, cell=32), 2, 3)):
+    for row, (original, seen) in enumerate(cells(samples.page(source, fixed, count=3, views=4, cell=32), 2, 3)):
         np.testing.assert_array_equal(original, halves(row))
         np.testing.assert_array_equal(seen, halves(row))
     flipped = transforms.train(32, crop="squish", flip=0.5)
-    for row, (_, *seen) in enumerate(cells(show.page(source, flipped, count=3, views=4, cell=32), 3, 3)):
+    for row, (_, *seen) in enumerate(cells(samples.page(source, flipped, count=3, views=4, cell=32), 3, 3)):
         wanted = sorted(x.tobytes() for x in (halves(row), halves(row)[:, ::-1]))
         assert sorted(np.ascontiguousarray(x).tobytes() for x in seen) == wanted
-    (_, *seen), *_ = cells(show.page(source, flipped, count=1, views=1, cell=32), 2, 1)
+    (_, *seen), *_ = cells(samples.page(source, flipped, count=1, views=1, cell=32), 2, 1)
     assert len(seen) == 1
 
 
@@ -242,7 +247,7 @@ def test_a_row_with_fewer_different_pictures_ends_white():
 
     source = split("x", np.ones((2, 1), np.uint8), ["cat"], read=read)
     flipped = transforms.train(32, crop="squish", flip=0.5)
-    first, second = cells(show.page(source, flipped, count=2, views=4, cell=32), 3, 2)
+    first, second = cells(samples.page(source, flipped, count=2, views=4, cell=32), 3, 2)
     assert (first[2] == 255).all() and (first[1] == [250, 10, 10]).all() and not (second[2] == 255).all(-1).any()
 
 
@@ -297,21 +302,21 @@ def test_a_run_directory_says_who_decodes_and_resizes(tmp_path):
 def test_cooccurrence_is_kept_under_the_fingerprint(monkeypatch, tmp_path):
     table = np.array([[1, 1, 0], [1, 0, 0], [1, 1, 1]], np.uint8)
     source = split("x", table, "abc")
-    found = facts.cooccurrence(source)
+    found = label_counts.cooccurrence(source)
     assert found.counts.tolist() == [[0, 2, 1], [2, 0, 1], [1, 1, 0]] and found.nums.tolist() == [3, 2, 1]
     np.testing.assert_allclose(found.conditional[:, 1], [2 / 3, 1, 1])
     calls = []
     compute = labels.cooccurrence
     monkeypatch.setattr(labels, "cooccurrence", lambda *a: calls.append(1) or compute(*a))
-    np.testing.assert_array_equal(facts.cooccurrence(source).counts, found.counts)
+    np.testing.assert_array_equal(label_counts.cooccurrence(source).counts, found.counts)
     assert not calls
     hidden = np.ones_like(table)
     hidden[0, 1] = 0
-    thinned = facts.cooccurrence(dataclasses.replace(source, labels=table * hidden, observed=hidden))
+    thinned = label_counts.cooccurrence(dataclasses.replace(source, labels=table * hidden, observed=hidden))
     assert calls and thinned.counts[0, 1] == 1
-    facts.cooccurrence(dataclasses.replace(source, fingerprint="y"))
+    label_counts.cooccurrence(dataclasses.replace(source, fingerprint="y"))
     assert len(calls) == 2
     for damaged in (tmp_path / "cache" / "cooccurrence").glob("*.npz"):
         damaged.write_bytes(b"")
-    np.testing.assert_array_equal(facts.cooccurrence(source).counts, found.counts)
+    np.testing.assert_array_equal(label_counts.cooccurrence(source).counts, found.counts)
     assert len(calls) == 3

@@ -4,6 +4,7 @@ the notebook is the one that its source makes."""
 import argparse
 import ast
 import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from mljax import build, optim, rundir, sweep, train
+from mljax import build, optim, sweep, train
 from mljax.check import check
-from mljax.config import base
-from mljax.data import transforms
+from mljax.config.base import base
+from mljax.config.command import Parser
+from mljax.config.flags import parse
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
+from mljax.config.stages import stage_configs
 from mljax.errors import UserError
-from mljax.flags import Parser, override, parse, read_config
+from mljax.pipeline import transforms
 
 ROOT = Path(__file__).parents[1]
 TOUR = ROOT / "notebooks" / "tour.py"
@@ -89,7 +94,7 @@ def checked(argument, overrides):
     config = read_config(argument)
     for key, value in overrides:
         override(config, key, value)
-    for stage in rundir.stage_configs(config):
+    for stage in stage_configs(config):
         check(stage)
 
 
@@ -102,7 +107,10 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     name, *argv = command
     module = importlib.import_module(name)
     if hasattr(module, "__path__"):  # a package is run by its __main__
-        module = importlib.import_module(f"{name}.__main__")
+        room = name.removeprefix("mljax.")
+        for place in (f"mljax.{room}.command", f"mljax.commands.{room}"):
+            if importlib.util.find_spec(place):
+                module = importlib.import_module(place)
     if name == "mljax.main":
         flags = parse(argv)
         if "config" in flags:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import evaluate, experiment, main, predict, rundir, train
-from mljax.checkpoint import Checkpoints
+from mljax import experiment, main, predict, rundir, scoring, train
 from mljax.errors import UserError
+from mljax.rundir.checkpoint import Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +248,7 @@ REPORT = {
 
 @pytest.mark.parametrize("definition", ["raw", "env", "sklearn", "11point"])
 def test_the_table_names_the_definition_of_average_precision(definition):
-    lines = evaluate.table(REPORT | {"definition": definition}).splitlines()[3:]
+    lines = scoring.table(REPORT | {"definition": definition}).splitlines()[3:]
     assert lines[1].split() == ["mAP", "81.37", f"({definition})", *OTHERS]
     assert lines[2].split() == ["all", "labels", *["50.00"] * 6] and lines[3].split() == ["top", "3", *["50.00"] * 6]
     ends = [[i for i in range(len(line)) if line[i] != " " and line[i + 1 : i + 2] in ("", " ")] for line in lines[1:4]]
@@ -256,4 +256,4 @@ def test_the_table_names_the_definition_of_average_precision(definition):
 
 
 def test_a_report_of_an_older_run_has_a_table_too():
-    assert evaluate.table(REPORT).splitlines()[4].split()[:3] == ["mAP", "81.37", "CP"]
+    assert scoring.table(REPORT).splitlines()[4].split()[:3] == ["mAP", "81.37", "CP"]

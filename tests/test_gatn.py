@@ -7,13 +7,13 @@ import pytest
 
 import released_names
 from conftest import close, golden_file, weights
-from mljax import published
-from mljax.criterion import criterion
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import read_config
+from mljax.losses.criterion import criterion
 from mljax.systems import _graph
 from mljax.systems.gatn import gatn
 from mljax.types import Meta
+from mljax.weights import published
 
 L, D, E = 6, 7, 4
 

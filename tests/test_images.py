@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax.data.draw import contact_sheet, heat_colours, overlay
-from mljax.data.images import MAX_PIXELS, ImageError, decode
 from mljax.errors import UserError
+from mljax.pictures.drawing import contact_sheet, heat_colours, overlay
+from mljax.pipeline.images import MAX_PIXELS, ImageError, decode
 
 
 def picture(height=24, width=32, channels=3, seed=0):

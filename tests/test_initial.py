@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import experiment, initial, predict, rundir, train
+from mljax import experiment, predict, rundir, train, warm_start
 from mljax.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_other_classes_keep_a_fresh_classifier(before, many):
     found = config_of()
     found.vectors = "none"
     old, run, own = fresh(before, found, classes)
-    taken, told = initial.of_run(str(before), own, run)
+    taken, told = warm_start.of_run(str(before), own, run)
     jax.tree.map(np.testing.assert_array_equal, taken["params"]["backbone"], old["params"]["backbone"])
     for name in ("kernel", "bias"):
         np.testing.assert_array_equal(taken["params"][name], own["params"][name])
@@ -74,7 +74,7 @@ def test_what_does_not_fit(before, tmp_path):
     _, run, own = fresh(before, found, ["a zebra"])
     run = dataclasses.replace(run)
     with pytest.raises(UserError, match="nothing of that run fits this network"):
-        initial.of_run(str(before), {"params": {"backbone": {}, "kernel": own["params"]["kernel"]}}, run)
+        warm_start.of_run(str(before), {"params": {"backbone": {}, "kernel": own["params"]["kernel"]}}, run)
     found = config_of()
     found.init = str(tmp_path / "none")
     with pytest.raises(UserError, match=r"config.init='.*none' is no run: There is no folder"):

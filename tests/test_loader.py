@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax.data import loader, transforms
 from mljax.data.source import Files, Source
 from mljax.errors import UserError
+from mljax.pipeline import loader, transforms
 
 COUNT, BATCH, STEPS = 21, 6, 8  # more than two epochs, none of them a whole number of batches
 

@@ -12,15 +12,16 @@ from PIL import Image, ImageEnhance
 
 import toy
 from conftest import golden_file, weights
-from mljax import published, train
-from mljax.backbones._common import Conv
-from mljax.criterion import criterion
-from mljax.data import transforms
+from mljax import train
+from mljax.convolution import Conv
 from mljax.errors import UserError
-from mljax.published import Names
+from mljax.losses.criterion import criterion
+from mljax.pipeline import transforms
 from mljax.systems import _mcar
 from mljax.systems.mcar import mcar
 from mljax.types import Meta
+from mljax.weights import published
+from mljax.weights.published import Names
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 POOLING = {"avg": "average", "max": "max", "gwp": "mean_of_both"}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mljax.errors import UserError
-from mljax.merge import merge
+from mljax.trees import merge
 
 
 def trees():

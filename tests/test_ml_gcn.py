@@ -7,13 +7,13 @@ import pytest
 
 import released_names
 from conftest import close, golden_file, weights
-from mljax import published
-from mljax.criterion import criterion
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import read_config
+from mljax.losses.criterion import criterion
 from mljax.systems import _graph
 from mljax.systems.ml_gcn import ml_gcn
 from mljax.types import Meta
+from mljax.weights import published
 
 L, D, E = 6, 7, 10
 
@@ -129,7 +129,7 @@ def test_other_sources_of_the_graph():
 
 
 def test_a_released_checkpoint_needs_no_training_labels():
-    """What `mljax.published` builds from class names alone; the checkpoint brings the graph."""
+    """What `mljax.weights.published` builds from class names alone; the checkpoint brings the graph."""
     np.testing.assert_array_equal(build(meta(np.zeros((0, L), np.uint8))).adjacency.value, np.eye(L))
 
 

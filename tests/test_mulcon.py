@@ -9,14 +9,17 @@ import pytest
 
 import toy
 from conftest import golden_file, weights
-from mljax import contrastive, experiment, published, rundir, train
-from mljax.checkpoint import Checkpoints
-from mljax.criterion import criterion
+from mljax import experiment, train
+from mljax.config.reading import read_config
+from mljax.config.stages import stage_configs
+from mljax.config.text import differences
 from mljax.errors import UserError
-from mljax.flags import read_config
-from mljax.rundir import differences
+from mljax.losses import contrastive
+from mljax.losses.criterion import criterion
+from mljax.rundir.checkpoint import Checkpoints
 from mljax.systems.mulcon import PUBLISHED, every_view, mulcon
 from mljax.types import Meta
+from mljax.weights import published
 from torch_writer import bare_resnet, tensors, torch_zip
 
 L, D, K = 5, 8, 2
@@ -275,8 +278,8 @@ def test_without_contrast_all_views_are_classified():
 
 @pytest.mark.parametrize("data", ["", "voc_resplit"])
 def test_the_bce_row_of_both_steps_differs_in_the_contrast_alone(data):
-    two = rundir.stage_configs(toy.config("mulcon", data))
-    plain = rundir.stage_configs(toy.config("mulcon", f"{data},bce_two_steps".strip(",")))
+    two = stage_configs(toy.config("mulcon", data))
+    plain = stage_configs(toy.config("mulcon", f"{data},bce_two_steps".strip(",")))
     for a, b in zip(two, plain, strict=True):
         changed = differences(a.to_dict(), b.to_dict())
         assert all(x.startswith(("system.contrast: ", "experiment: ")) for x in changed), changed
@@ -485,7 +488,7 @@ WORDS += ["coco2014,bce", "coco2014,scratch", "coco2014,image_level", "paper,coc
 def test_every_stage_of_every_experiment_builds(words):
     """Both steps of the full-size experiments: views, parameters, and an optimiser whose groups fit them."""
     found = read_config(f"configs/mulcon.py:{words}").unlock()
-    stages = rundir.stage_configs(found)
+    stages = stage_configs(found)
     single = any(word in words for word in ("bce", "scratch", "backbone"))
     assert len(stages) == (1 if single else 2)
     for index, stage in enumerate(stages):

@@ -9,11 +9,14 @@ import pytest
 import toy
 from mljax import experiment
 from mljax.check import check
+from mljax.commands import data as command
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
 from mljax.data import label_bias, masks, observe, spml
-from mljax.data.source import Instances, Source, load
+from mljax.data.source import Instances, Source
+from mljax.data.splits import load
 from mljax.data.table import table
 from mljax.errors import UserError
-from mljax.flags import override, read_config
 
 
 def source(n=60, l=7, seed=0, ids=None, **changes):
@@ -336,8 +339,8 @@ def test_masks_that_cannot_be_read(tmp_path):
 
 def test_the_command_writes_what_a_config_observes(tmp_path, capsys):
     out = tmp_path / "masks.npz"
-    words = ["--config=configs/role.py:smoke", f"--out={out}", "--config.observe.seed=3"]
-    assert observe.main(words) == 0 and "5.0% known" in capsys.readouterr().out
+    words = ["observe", "configs/role.py:smoke", f"--out={out}", "--config.observe.seed=3"]
+    assert command.main(words) == 0 and "5.0% known" in capsys.readouterr().out
     found = toy.config("role", observe__seed=3)
     expected = experiment.source(found, "train", training=True)
     found.observe = {"name": "file", "path": str(out)}

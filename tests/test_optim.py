@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from mljax import groups, optim, schedules
+from mljax import optim
 from mljax.build import build
 from mljax.errors import UserError
+from mljax.optim import groups, schedules
 
 STEPS = 40
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from mljax import overlays
-from mljax.data import draw
 from mljax.errors import UserError
+from mljax.pictures import drawing, overlays
 
 MAP = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -34,7 +33,7 @@ def test_label_and_probability_stand_below_the_picture(tmp_path, size, colour):
     image.thumbnail((1600, 1600))
     width, height = image.size
     left = (found.shape[1] - width) // 2
-    plain = np.asarray(draw.overlay(image, MAP, high=overlays.hot(MAP)))
+    plain = np.asarray(drawing.overlay(image, MAP, high=overlays.hot(MAP)))
     np.testing.assert_array_equal(found[:height, left : left + width], plain)  # nothing is written on it
     strip = found[height:]
     assert (strip == 255).all(-1).mean() > 0.5 and (strip < 60).all(-1).any()  # black on white
@@ -44,7 +43,7 @@ def test_label_and_probability_stand_below_the_picture(tmp_path, size, colour):
 
 def test_the_text_is_the_label_with_its_probability(tmp_path, monkeypatch):
     said = []
-    monkeypatch.setattr(draw, "captioned", lambda image, text: said.append(text) or image)
+    monkeypatch.setattr(drawing, "captioned", lambda image, text: said.append(text) or image)
     folder = overlays.Overlays(str(tmp_path / "out"))
     folder.write(
         photo(tmp_path / "a.png"),
@@ -60,32 +59,32 @@ LONG = "a label that goes on and on, with_one_word_that_is_longer_than_any_line_
 @pytest.mark.parametrize("size", [(32, 32), (300, 200), (1600, 1000)])
 def test_a_long_label_is_broken_into_lines(size):
     image = Image.new("RGB", size, "red")
-    one, many = draw.captioned(image, "x 0.50"), draw.captioned(image, f"{LONG} 0.50")
+    one, many = drawing.captioned(image, "x 0.50"), drawing.captioned(image, f"{LONG} 0.50")
     assert one.width == many.width and (many.height > one.height or size[0] == 1600)
     array = np.asarray(many).astype(int)
     dark = np.argwhere((array[size[1] :] < 128).all(-1))
     assert dark[:, 1].max() < many.width - 1 and dark[:, 0].max() < len(array) - size[1] - 1  # nothing is cut off
-    font, _ = draw.lettering("x", 14)
-    lines = draw._wrapped(LONG, font, 150)
+    font, _ = drawing.lettering("x", 14)
+    lines = drawing._wrapped(LONG, font, 150)
     assert "".join(lines).replace(" ", "") == LONG.replace(" ", "") and all(font.getlength(l) <= 150 for l in lines)
 
 
 def test_letters_that_no_font_has_are_written_plainly(monkeypatch):
     """Pillow's own font has ASCII alone; where the machine has no other, accents fall, and the rest are numbers."""
-    monkeypatch.setattr(draw, "_others", lambda size: [])
-    assert draw.lettering("dog 0.97", 20)[1] == "dog 0.97"
-    assert draw.lettering("café Łódź 猫\t", 20)[1] == "cafe \\u0141odz \\u732b\\u0009"
-    assert draw.lettering("Überraschung", 20)[1] == "Uberraschung"
+    monkeypatch.setattr(drawing, "_others", lambda size: [])
+    assert drawing.lettering("dog 0.97", 20)[1] == "dog 0.97"
+    assert drawing.lettering("café Łódź 猫\t", 20)[1] == "cafe \\u0141odz \\u732b\\u0009"
+    assert drawing.lettering("Überraschung", 20)[1] == "Uberraschung"
 
 
 def test_a_font_that_has_the_letters_is_found(monkeypatch):
     matplotlib = pytest.importorskip("matplotlib")
     path = f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf"
-    monkeypatch.setattr(draw, "_others", lambda size: [ImageFont.truetype(path, size)])
-    font, text = draw.lettering("собака café Ω", 20)
+    monkeypatch.setattr(drawing, "_others", lambda size: [ImageFont.truetype(path, size)])
+    font, text = drawing.lettering("собака café Ω", 20)
     assert text == "собака café Ω" and font.getname()[0] == "DejaVu Sans"
-    assert draw.lettering("猫 собака", 20)[1] == "\\u732b собака"
-    assert draw.lettering("dog", 20)[0].getname()[0] == "Aileron"
+    assert drawing.lettering("猫 собака", 20)[1] == "\\u732b собака"
+    assert drawing.lettering("dog", 20)[0].getname()[0] == "Aileron"
 
 
 def test_every_label_and_photo_has_a_file_of_its_own(tmp_path):

@@ -14,13 +14,15 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from mljax.data import observe
-from mljax.data import packed as packing
-from mljax.data.images import decode
-from mljax.data.packed import pack, packed
+from mljax.data.packed import packed
 from mljax.data.scenes import scenes
-from mljax.data.source import Files, Source, load
+from mljax.data.source import Files, Source
+from mljax.data.splits import load
 from mljax.data.voc import voc
 from mljax.errors import UserError
+from mljax.pipeline import pack as packing
+from mljax.pipeline.images import decode
+from mljax.pipeline.pack import pack
 
 
 def photos(folder: Path, count: int = 10, side: int = 40) -> Source:
@@ -227,6 +229,7 @@ OPENING = r"""
 import re, sys, time
 import numpy as np
 from mljax.data.packed import packed
+from mljax.pipeline import pack as packing
 began = time.process_time()
 source = packed("train", training=True, root=sys.argv[1])
 opened = time.process_time() - began

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax.data import loader, picture, transforms
-from mljax.data.images import ImageError, decode
-from mljax.data.picture import Picture, crop_and_resize
 from mljax.data.source import Files, Source
 from mljax.errors import UserError
+from mljax.pipeline import loader, picture, transforms
+from mljax.pipeline.images import ImageError, decode
+from mljax.pipeline.picture import Picture, crop_and_resize
 
 
 def smooth(width: int, height: int, seed: int = 0) -> Image.Image:

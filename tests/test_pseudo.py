@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import analyze, experiment, predict, pseudo, train
+from mljax import experiment, predict, train
+from mljax.analyze import command, pseudo_labels
 from mljax.errors import UserError
 
 
@@ -54,7 +55,7 @@ def size(path):
 
 
 def call(workdir, *argv):
-    assert analyze.main([f"--workdir={workdir}", *argv]) == 0
+    assert command.main([f"--workdir={workdir}", *argv]) == 0
 
 
 def counted(scores, known, whole, theta):
@@ -91,10 +92,10 @@ def test_numbers_at_a_threshold():
     scores = {name: rng.random((7, 4)) for name in ("ist", "cst")}
     unknown, truth = rng.random((7, 4)) < 0.6, rng.random((7, 4)) < 0.4
     known, whole = SimpleNamespace(observed=~unknown, labels=truth), SimpleNamespace(labels=truth)
-    for line in pseudo.found_at(scores, unknown, truth, [0.3, 0.8]):
+    for line in pseudo_labels.found_at(scores, unknown, truth, [0.3, 0.8]):
         assert line["ist"] == counted([scores["ist"]], known, whole, line["theta"])
         assert line["either"] == counted(list(scores.values()), known, whole, line["theta"])
-    nothing = pseudo.found_at(scores, np.zeros_like(unknown), truth, [0.5])[0]["cst"]
+    nothing = pseudo_labels.found_at(scores, np.zeros_like(unknown), truth, [0.5])[0]["cst"]
     assert nothing == {"found": 0, "precision": None, "recall": None}
 
 
@@ -136,20 +137,20 @@ def test_no_pseudo_label_is_no_picture(workdir, tmp_path, capsys):
 )
 def test_wrong_flags(workdir, argv, said):
     with pytest.raises(UserError, match=said):
-        analyze.main([f"--workdir={workdir}", *argv])
+        command.main([f"--workdir={workdir}", *argv])
 
 
 def test_a_run_with_the_data_sets_cooccurrence_is_told_what_it_lacks():
     system = SimpleNamespace(cooccurrence=np.eye(3), _pairs=False)  # of the word `dataset`, which has IST
     subject: object = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=system)))
     with pytest.raises(UserError, match="cooccurrence='dataset'.*needs a run with cooccurrence='image'"):
-        pseudo.cooccurrence(subject, argparse.Namespace(count=1, top=2, photo=None, labels=None))
+        pseudo_labels.cooccurrence(subject, argparse.Namespace(count=1, top=2, photo=None, labels=None))
 
 
 def test_runs_of_other_systems(tmp_path):
     config = SimpleNamespace(system=SimpleNamespace(name="cmsg"))
     subject = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=object(), config=config)))
     with pytest.raises(UserError, match="'cmsg' of this run makes no pseudo labels"):
-        pseudo.pseudo(subject, argparse.Namespace(count=1, threshold=None))
+        pseudo_labels.pseudo(subject, argparse.Namespace(count=1, threshold=None))
     with pytest.raises(UserError, match="'cmsg' of this run learns no co-occurrence"):
-        pseudo.cooccurrence(subject, argparse.Namespace(count=1, top=3))
+        pseudo_labels.cooccurrence(subject, argparse.Namespace(count=1, top=3))

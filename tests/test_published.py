@@ -6,9 +6,11 @@ import pytest
 
 import mljax
 import toy
-from mljax import published, weights
+from mljax import release
+from mljax.commands import weights as weights_command
 from mljax.errors import UserError
-from mljax.predict import FOLD_FROM
+from mljax.run import FOLD_FROM
+from mljax.weights import published
 from torch_writer import bare_resnet, one_sentence, tensors, torch_zip
 
 CLASSES = ("ant", "bee", "cow")
@@ -61,7 +63,7 @@ def files(tmp_path):
 
 
 def command(folder, workdir, *more):
-    return weights.main(
+    return weights_command.main(
         ["convert", str(folder / "released.pth"), f"--config={folder}/mine.py", f"--workdir={workdir}",
          f"--classes={folder}/names.txt", *more]
     )  # fmt: skip
@@ -96,9 +98,9 @@ def test_settings_of_the_command_line(files, tmp_path):
     command(folder, tmp_path / "run", "--config.system.lam=0.7")
     assert mljax.load(tmp_path / "run").experiment.config.system.lam == 0.7
     with pytest.raises(UserError, match="name it with --config=FILE"):
-        weights.main(["convert", "a.pth", "b.npz", "--config.system.lam=0.7"])
+        weights_command.main(["convert", "a.pth", "b.npz", "--config.system.lam=0.7"])
     with pytest.raises(UserError, match="of the command convert alone"):
-        weights.main(["list", "--config.system.lam=0.7"])
+        weights_command.main(["list", "--config.system.lam=0.7"])
 
 
 def test_the_trunk_is_the_files(files, tmp_path):
@@ -131,16 +133,16 @@ def test_what_does_not_fit_is_said(files, tmp_path):
 def test_what_a_user_can_get_wrong(files, tmp_path):
     folder, _ = files
     with pytest.raises(UserError, match="no file .* of class names"):
-        weights.main(["convert", "x.pth", f"--config={folder}/mine.py", "--workdir=w", "--classes=nowhere.txt"])
+        weights_command.main(["convert", "x.pth", f"--config={folder}/mine.py", "--workdir=w", "--classes=nowhere.txt"])
     with pytest.raises(UserError, match="both --config and --workdir"):
-        weights.main(["convert", "x.pth", "--workdir=w"])
+        weights_command.main(["convert", "x.pth", "--workdir=w"])
     with pytest.raises(UserError, match="takes FILE and OUT"):
-        weights.main(["convert", "x.pth"])
+        weights_command.main(["convert", "x.pth"])
     command(folder, tmp_path / "run")
     with pytest.raises(UserError, match="holds a run already"):
         command(folder, tmp_path / "run")
     with pytest.raises(UserError, match="one file, and 2 were given"):
-        published.to_run(["a.pth", "b.pth"], toy.config("csra", backbone={"name": "resnet18"}), tmp_path / "x", CLASSES)
+        release.to_run(["a.pth", "b.pth"], toy.config("csra", backbone={"name": "resnet18"}), tmp_path / "x", CLASSES)
 
 
 def test_systems_without_released_files_say_so():

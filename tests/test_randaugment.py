@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from mljax.data import _pixels, randaugment
-from mljax.data.randaugment import package, package_apply, paper, paper_apply
+from mljax.pipeline import _pixels, randaugment
+from mljax.pipeline.randaugment import package, package_apply, paper, paper_apply
 
 LEVELS = range(1, 10)
 SIZE = 40

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mljax.recognise import recognise
+from mljax.weights.identify import recognise
 from torch_writer import bare_resnet
 
 RESNET18 = bare_resnet((2, 2, 2, 2), False)

@@ -9,12 +9,14 @@ import pytest
 
 import mljax
 import released_names
-from mljax import published
+from mljax import release
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import override, read_config
 from mljax.systems.baseline import Baseline
 from mljax.systems.role import role
 from mljax.types import Meta
+from mljax.weights import published
 from torch_writer import bare_resnet, tensors, torch_zip
 
 NUMBERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
@@ -220,7 +222,7 @@ def test_role_becomes_a_run_directory(tmp_path):
     table = np.random.default_rng(0).normal(size=(6, 20)).astype(np.float32)
     torch_zip(tmp_path / "best_model_state_f.pt", tensors(f))
     torch_zip(tmp_path / "best_model_state_g.pt", tensors({"logits": table}))
-    published.to_run([tmp_path], config, tmp_path / "run")
+    release.to_run([tmp_path], config, tmp_path / "run")
     params = mljax.load(tmp_path / "run").variables["params"]
     np.testing.assert_array_equal(params["label_table"], table)
     np.testing.assert_array_equal(params["net"]["kernel"], f["linear_classifier.weight"].T)

@@ -15,9 +15,9 @@ from flax import linen as nn
 
 import toy
 from mljax import build, train
-from mljax.checkpoint import Checkpoints
 from mljax.errors import UserError
 from mljax.layers import encode, final
+from mljax.rundir.checkpoint import Checkpoints
 from mljax.types import Outputs
 
 

@@ -9,12 +9,14 @@ import pytest
 
 import toy
 from conftest import golden_file
-from mljax import experiment, groups, optim, parallel, rundir, train
+from mljax import experiment, optim, parallel, train
 from mljax.check import check
-from mljax.checkpoint import Checkpoints
-from mljax.criterion import criterion
+from mljax.config.overrides import override
+from mljax.config.stages import stage_configs
 from mljax.errors import UserError
-from mljax.flags import override
+from mljax.losses.criterion import criterion
+from mljax.optim import groups
+from mljax.rundir.checkpoint import Checkpoints
 from mljax.systems.role import RoleCriterion, role
 from mljax.types import Meta
 
@@ -249,7 +251,7 @@ def test_the_authors_grid_reaches_the_stage_that_they_search():
         found = toy.config(name, "voc2012,linear_init").lock()
         override(found, "optim.lr", "1e-4")
         override(found, "optim.batch_size", "12")
-        one, two = rundir.stage_configs(found)
+        one, two = stage_configs(found)
         assert (one.optim.lr, one.optim.batch_size, one.optim.epochs) == (*first, 25)
         assert (two.optim.lr, two.optim.batch_size, two.optim.epochs) == (1e-4, 12, 10)
 
@@ -265,21 +267,21 @@ def test_an_override_that_every_stage_overrides_is_said():
     override(found, "system.net.pooling", "max")
     found = toy.config("mulcon", "voc2007").lock()
     override(found, "optim.lr", "0.5")  # of the first step
-    assert [stage.optim.lr for stage in rundir.stage_configs(found)] == [0.5, 1e-2]
+    assert [stage.optim.lr for stage in stage_configs(found)] == [0.5, 1e-2]
 
 
 def test_an_override_of_one_stage():
     found = toy.config("mulcon", "voc2007").lock()
-    before = rundir.stage_configs(found)
+    before = stage_configs(found)
     override(found, "stages[1].optim.lr", "3e-3")
     override(found, "stages[0].input.train.flip", "0.25")
     override(found, "ema", "0.5")  # of both, still
-    one, two = rundir.stage_configs(found)
+    one, two = stage_configs(found)
     assert (one.optim.lr, two.optim.lr) == (before[0].optim.lr, 3e-3)
     assert (one.input.train.flip, two.input.train.flip) == (0.25, before[1].input.train.flip)
     assert one.ema == two.ema == 0.5 and two.optim.name == before[1].optim.name
     override(found, "stages[1].loss.name", "asl")
-    assert rundir.stage_configs(found)[1].loss.name == "asl" != rundir.stage_configs(found)[0].loss.name
+    assert stage_configs(found)[1].loss.name == "asl" != stage_configs(found)[0].loss.name
     for key, text, sentence in (
         ("stages[2].optim.lr", "1", r"stages\[2\].optim.lr=1: this config has 2, counted from 0"),
         ("stages[1].optim.rate", "1", r"--config.stages\[1\].optim.rate: there is no key 'rate'|no setting"),
@@ -287,7 +289,7 @@ def test_an_override_of_one_stage():
     ):
         with pytest.raises(UserError, match=sentence):
             override(found, key, text)
-            train.make_optimizer(rundir.stage_configs(found)[1], {}, 1)
+            train.make_optimizer(stage_configs(found)[1], {}, 1)
     plain = toy.config("baseline", "smoke").lock()
     with pytest.raises(UserError, match=r"this config has none; write --config.optim.lr=1"):
         override(plain, "stages[0].optim.lr", "1")

@@ -10,12 +10,13 @@ from sklearn.cluster import KMeans
 
 import toy
 from conftest import close, golden_file, weights
-from mljax import experiment, published
-from mljax.criterion import criterion
+from mljax import experiment
 from mljax.errors import UserError
-from mljax.evaluate import Scorer
+from mljax.losses.criterion import criterion
+from mljax.scoring import Scorer
 from mljax.systems._prototypes import kmeans, prototypes
 from mljax.systems.sarb import _reversed, sarb
+from mljax.weights import published
 from test_resume import same_state, trained_twice
 from test_ssgrl import L, batch, meta, nhwc
 

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 from mljax.build import build
-from mljax.data import _scene_layout as scene_layout
-from mljax.data._scene_clutter import CLUTTER
-from mljax.data._scene_kinds import THINGS
-from mljax.data._scene_paint import paint
-from mljax.data._scene_table import INDOOR_CLUTTER, KINDS, OUTDOOR_CLUTTER, PARTNERS
 from mljax.data.scenes import CLASSES, SCENES, VECTORS, chances, label_vectors, scenes
-from mljax.data.source import load
+from mljax.data.splits import load
 from mljax.errors import UserError
+from mljax.scenes import layout
+from mljax.scenes.clutter import CLUTTER
+from mljax.scenes.kinds import THINGS
+from mljax.scenes.paint import paint
+from mljax.scenes.table import INDOOR_CLUTTER, KINDS, OUTDOOR_CLUTTER, PARTNERS
 
 LABELS_DIGEST = "eeb163f2e769a3ba5b3d9d3455287e302d708ad5cbf791d24cbb74ba3e92d489"
 VECTORS_DIGEST = "85d4840af99b729b73654cc2fbf62a48b81e54e9569c798de07bce252dc8d684"
@@ -89,14 +89,14 @@ def test_splits_and_seeds_share_no_picture():
     """Where things stand, to the pixel, is never the same twice."""
     seen = {}
     for seed in (0, 1):
-        for split in scene_layout.SPLITS:
+        for split in layout.SPLITS:
             for i in range(150):
-                x = scene_layout.layout(seed, split, i)
+                x = layout.layout(seed, split, i)
                 key = (x.backdrop, tuple(thing.box for thing in x.things))
                 key = (key[0]._replace(key=(0, 0), counter=(0, 0, 0, 0)), key[1])
                 assert key not in seen, (seed, split, i, seen[key])
                 seen[key] = (seed, split, i)
-    names = {scenes(split, **{f"{split}_images": 30}).fingerprint for split in scene_layout.SPLITS}
+    names = {scenes(split, **{f"{split}_images": 30}).fingerprint for split in layout.SPLITS}
     assert len(names) == 3
 
 
@@ -147,7 +147,7 @@ def test_visibility_against_a_plain_count(layouts):
         owner = np.full((128, 128), -1)
         for number, thing in enumerate(x.things):
             x0, y0, x1, y1 = thing.box
-            cover = KINDS[thing.kind].cover if thing.kind >= 0 else scene_layout.CLUTTER_COVER
+            cover = KINDS[thing.kind].cover if thing.kind >= 0 else layout.CLUTTER_COVER
             whole = 0
             for a, b, c, d in cover:
                 a, c = (100 - c, 100 - a) if thing.look.flip else (a, c)
@@ -185,7 +185,7 @@ def test_frequencies(train, layouts):
 
 def test_kinds_come_as_the_places_say(layouts):
     """Without strangers, the share of each kind in each place is the table's within four standard errors."""
-    many = [scene_layout.layout(3, "train", i, strangers=0.0, clutter=0.0) for i in range(3000)]
+    many = [layout.layout(3, "train", i, strangers=0.0, clutter=0.0) for i in range(3000)]
     place = np.array([x.scene for x in many])
     present = np.array([[x.present >> k & 1 for k in range(20)] for x in many])
     for i, scene in enumerate(SCENES):

@@ -7,13 +7,13 @@ import pytest
 
 import toy
 from conftest import close, golden_file
-from mljax import published
-from mljax.criterion import criterion
 from mljax.errors import UserError
 from mljax.layers import SemanticPooling
+from mljax.losses.criterion import criterion
 from mljax.systems import _semantic
 from mljax.systems.ssgrl import ssgrl
 from mljax.types import Meta
+from mljax.weights import published
 
 L, E = 6, 12
 

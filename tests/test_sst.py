@@ -10,12 +10,12 @@ import pytest
 
 import toy
 from conftest import close, golden_file
-from mljax import published
-from mljax.criterion import criterion
 from mljax.errors import UserError
+from mljax.losses.criterion import criterion
+from mljax.losses.partial import pair_index
 from mljax.systems._pairs import PairHead, measure, push
 from mljax.systems.sst import Thresholds, sst
-from mljax.weak_labels import pair_index
+from mljax.weights import published
 from test_ssgrl import L, batch, meta, nhwc, part
 
 PAIRS = L * (L - 1) // 2

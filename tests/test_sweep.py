@@ -5,8 +5,8 @@ import json
 import pytest
 
 from mljax import sweep
+from mljax.config.text import to_json
 from mljax.errors import UserError
-from mljax.rundir import to_json
 
 
 def test_one_setting_at_a_time_beside_the_config_itself():

@@ -7,7 +7,7 @@ import pytest
 
 import toy
 from mljax import build
-from mljax.flags import read_config
+from mljax.config.reading import read_config
 
 PAGE = (toy.ROOT / "docs" / "systems.md").read_text()
 HEAD = ["system", "paper", "what it adds", "config, and settings worth a run", "exact?"]

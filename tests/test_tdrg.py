@@ -10,12 +10,12 @@ import pytest
 import released_names
 import toy
 from conftest import close, golden_file, weights
-from mljax import published
-from mljax.criterion import criterion
+from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.flags import read_config
+from mljax.losses.criterion import criterion
 from mljax.systems.tdrg import cross_scale, resize, tdrg, top_share
 from mljax.types import Meta
+from mljax.weights import published
 
 L, D, HEADS = 6, 16, 4
 

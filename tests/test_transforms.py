@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax.data import randaugment, transforms
-from mljax.data.transforms import evaluate, train
 from mljax.errors import UserError
+from mljax.pipeline import randaugment, transforms
+from mljax.pipeline.transforms import evaluate, train
 
 CROPS = ("squish", "multi_scale", "ssgrl", "random_resized", "center")
 

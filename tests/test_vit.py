@@ -12,7 +12,7 @@ from flax import traverse_util
 from mljax import build
 from mljax.backbones import vit
 from mljax.errors import UserError
-from mljax.recognise import recognise
+from mljax.weights.identify import recognise
 
 # Published totals, 86,567,656 and 304,326,632 at 224, less 1000 classes; at 384 there are 380 positions more.
 PARAMETERS = {

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mljax import evaluate
-from mljax.config import base
+from mljax import scoring
+from mljax.config.base import base
 from mljax.data import stats
 from mljax.data.voc import CLASSES, apply_policy, voc, write_submission
 from mljax.errors import UserError
@@ -186,7 +186,7 @@ def test_evaluation_of_2012_test_writes_the_submission(tmp_path: Path, capsys):
     source = voc("test", training=False, root=root_of(folder), year="2012", **NAMED)
     config = base()
     config.data = {"name": "voc", "year": "2012"}
-    evaluate.write(tmp_path, np.zeros((2, 20), np.float32), source, config, by="last", step=1)
+    scoring.write(tmp_path, np.zeros((2, 20), np.float32), source, config, by="last", step=1)
     said = capsys.readouterr().out
     assert "no labels here, so nothing is measured" in said and "20 files for the evaluation server" in said
     place = tmp_path / "results" / "VOC2012" / "Main"

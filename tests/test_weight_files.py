@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mljax import weight_files
 from mljax.errors import UserError
-from mljax.weight_files import read
+from mljax.weights import files
+from mljax.weights.files import read
 from torch_writer import (
     RNG,
     WRITERS,
@@ -130,10 +130,10 @@ def test_safetensors_bfloat16_by_hand(tmp_path):
 def test_what_we_write_others_read(tmp_path, suffix):
     path = tmp_path / f"x{suffix}"
     state = {**SMALL, "a.tiny": RNG.normal(size=(4,)).astype(ml_dtypes.float8_e5m2)}
-    weight_files.write(path, state, {"note": "ü"})
-    found, kept = weight_files.read_with_metadata(path)
+    files.write(path, state, {"note": "ü"})
+    found, kept = files.read_with_metadata(path)
     same(found, state)
-    assert kept == {"note": "ü"} == {k: v for k, v in weight_files.read_metadata(path).items() if k != "dtypes"}
+    assert kept == {"note": "ü"} == {k: v for k, v in files.read_metadata(path).items() if k != "dtypes"}
     if suffix == ".npz":
         np.testing.assert_array_equal(np.load(path)["a.weight"], SMALL["a.weight"])
     else:
@@ -216,7 +216,7 @@ def every_format(folder):
     state = {k: v for k, v in SMALL.items() if v.dtype != ml_dtypes.bfloat16}
     state["b"] = RNG.normal(size=(40, 50)).astype(np.float32)
     safetensors.numpy.save_file(state, folder / "x.safetensors")
-    weight_files.write(folder / "ours.safetensors", state, {})
+    files.write(folder / "ours.safetensors", state, {})
     np.savez(folder / "x.npz", **state)
     torch_zip(folder / "zip.pth", tensors(state))
     torch_legacy(folder / "legacy.pth", tensors(state))
@@ -299,7 +299,7 @@ def test_file_limit_of_the_system_leaves_nothing(tmp_path, suffix):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
     try:
         with pytest.raises(UserError) as error:
-            weight_files.write(tmp_path / f"x{suffix}", state, {})
+            files.write(tmp_path / f"x{suffix}", state, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "cannot be written" in one_sentence(error) and leftovers(tmp_path) == []
@@ -307,4 +307,4 @@ def test_file_limit_of_the_system_leaves_nothing(tmp_path, suffix):
 
 def test_write_needs_a_known_suffix(tmp_path):
     with pytest.raises(UserError, match=r"safetensors or \.npz"):
-        weight_files.write(tmp_path / "x.pth", SMALL, {})
+        files.write(tmp_path / "x.pth", SMALL, {})

@@ -1,5 +1,6 @@
 """Records, their files, loading, and the command."""
 
+import dataclasses
 import errno
 import http.server
 import io
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mljax import hub, weight_convert, weights
+from mljax import weights
+from mljax.commands.weights import main
 from mljax.errors import UserError
-from mljax.weights import Weights, load, main, resolve
+from mljax.weights import convert, hub
+from mljax.weights.loading import Weights, load, resolve
 from torch_writer import RNG, WRITERS, bare_resnet, leftovers, one_sentence, tensors, torch_zip
 
 RESNET18 = bare_resnet((2, 2, 2, 2), False)
@@ -39,7 +42,7 @@ def test_records_start_with_the_architecture_and_are_complete():
         assert len(record.mean) == len(record.std) == 3, name
         assert record.sha256 is None or (len(record.sha256) == 64 and int(record.sha256, 16) >= 0), name
         assert resolve(name, record.arch) == record
-        json.dumps(weights.dataclasses.asdict(record))
+        json.dumps(dataclasses.asdict(record))
 
 
 def test_resolve():
@@ -204,7 +207,7 @@ def test_other_input_channels(tmp_path, caplog, channels, factor):
 def test_other_input_channels_of_tresnet():
     """Its first kernel sees 4x4 pixels: output channel (row*4 + column)*3 + colour."""
     kernel = RNG.normal(size=(3, 3, 48, 2)).astype(np.float32)
-    found = weight_convert.other_channels({"stem": {"conv": {"kernel": kernel}}}, 4, "x")["stem"]["conv"]["kernel"]
+    found = convert.other_channels({"stem": {"conv": {"kernel": kernel}}}, 4, "x")["stem"]["conv"]["kernel"]
     for pixel in range(16):
         for c in range(4):
             wanted = kernel[:, :, pixel * 3 + c % 3] * np.float32(0.75)
@@ -233,8 +236,8 @@ def test_other_window_is_interpolated_and_said(tmp_path, monkeypatch, caplog):
         def adapt(tree, model):
             return {**tree, "params": {"table": tree["params"]["table"] * model}}, ("table doubled",)
 
-    monkeypatch.setattr(weight_convert, "modules", lambda: (Fake,))
-    monkeypatch.setattr(weights, "modules", lambda: (Fake,))
+    monkeypatch.setattr(convert, "modules", lambda: (Fake,))
+    monkeypatch.setattr("mljax.weights.loading.modules", lambda: (Fake,))
     safetensors.numpy.save_file({"table": np.ones(3, np.float32)}, tmp_path / "x.safetensors")
     tree = load(str(tmp_path / "x.safetensors"), "fake_384", model=np.float32(2))
     np.testing.assert_array_equal(tree["params"]["table"], [2, 2, 2])
@@ -297,6 +300,7 @@ def test_verify_a_whole_net(tmp_path, capsys):
 MEASURE = """
 import sys, time
 from mljax import weights
+from mljax.trees import merge
 def peak():
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) * 1024
 import numpy, jax.numpy as jnp
@@ -304,7 +308,7 @@ jnp.zeros(1).block_until_ready()
 weights.records()
 base, start = peak(), time.perf_counter()
 tree = weights.load(sys.argv[1], "resnet101")
-merged = {k: weights.merge(v, v) for k, v in tree.items()} if len(sys.argv) > 2 else None
+merged = {k: merge(v, v) for k, v in tree.items()} if len(sys.argv) > 2 else None
 print(time.perf_counter() - start, peak() - base)
 """
 

@@ -8,9 +8,10 @@ from PIL import Image
 
 import toy
 from mljax import evaluate, experiment, predict, train, zero_shot
+from mljax import run as run_module
 from mljax.data import scenes, unseen
 from mljax.data.nuswide import CLASSES, nuswide
-from mljax.data.source import load
+from mljax.data.splits import load
 from mljax.data.word_vectors import load_vectors
 from mljax.errors import UserError
 from torch_writer import tensors, torch_zip
@@ -159,7 +160,7 @@ def test_another_data_set_is_evaluated(workdir, photos, tmp_path):
     run = predict.load(workdir)
     images = [photos / "0.png", photos / "1.png"]
     wanted = run.with_labels(list(found["classes"]), np.stack([table[str(name)] for name in found["classes"]]))
-    np.testing.assert_allclose(predict.sigmoid(found["scores"]), wanted.scores(images), atol=1e-4)
+    np.testing.assert_allclose(run_module.sigmoid(found["scores"]), wanted.scores(images), atol=1e-4)
     with pytest.raises(UserError, match="has other classes than this run; .* ML-Decoder with --labels=all"):
         evaluate.main([f"--workdir={workdir}", *data])
     with pytest.raises(UserError, match="--config.optim.lr cannot be changed after training"):

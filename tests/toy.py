@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax import experiment, parallel, train
-from mljax.data import loader
-from mljax.flags import read_config
+from mljax.config.reading import read_config
+from mljax.pipeline import loader
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))

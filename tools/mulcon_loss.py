@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.contrastive import label_contrastive
+from mljax.losses.contrastive import label_contrastive
 
 LABELS, WIDTH, TEMPERATURE = 80, 128, 0.2
 CASES = ((64, 2.9), (128, 2.9), (64, 20.0), (64, 80.0))  # images of the batch, active labels an image

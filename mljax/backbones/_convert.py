@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mljax.errors import UserError, nearest
-from mljax.merge import nest
+from mljax.trees import nest
 
 _NORM_LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 

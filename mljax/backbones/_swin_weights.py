@@ -8,7 +8,7 @@ import numpy as np
 
 from mljax.backbones import _transformer
 from mljax.errors import UserError
-from mljax.merge import nest
+from mljax.trees import nest
 
 _TABLE = "relative_position_bias_table"
 _LEFT_OUT = re.compile(r"relative_position_index$|attn_mask$|^head\.|^classifier\.|mask_token$")

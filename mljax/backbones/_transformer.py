@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mljax.backbones import _common
+from mljax import convolution
 from mljax.errors import UserError
 
 # timm's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations out: a plain normal.
@@ -82,7 +82,7 @@ def rates(highest: float, count: int) -> tuple[float, ...]:
 
 def check_image(image: jax.Array, multiple: int, name: str) -> None:
     """UserError unless the image is (b h w 3) with sides that are multiples of `multiple`."""
-    _common.check_image(image, 3, name)
+    convolution.check_image(image, 3, name)
     h, w = image.shape[1:3]
     if h % multiple or w % multiple or not h or not w:
         near = [max(multiple, round(side / multiple) * multiple) for side in (h, w)]

@@ -14,11 +14,12 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones import _common, _transformer
-from mljax.backbones._common import BatchNorm, Conv
+from mljax import convolution
+from mljax.backbones import _transformer
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp
+from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError, nearest
-from mljax.merge import nest
+from mljax.trees import nest
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
 STRIDES = ("4", "8", "16")
@@ -171,7 +172,7 @@ class CvT(nn.Module):
         """Regular expressions of the parameter paths that no gradient reaches."""
         paths = {"stem": r"^stem/", "layer1": r"^layer1/"}
         paths |= {"layer2": r"^(embed2|layer2)/", "layer3": r"^(embed3|layer3|norm)/"}
-        return _common.frozen_parameters(self.frozen, self.norm, paths)
+        return convolution.frozen_parameters(self.frozen, self.norm, paths)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -181,11 +182,11 @@ class CvT(nn.Module):
           UserError: a size that is not a multiple of 16, or an endpoint, stage, norm or activation that does not exist.
         """
         _transformer.check_image(image, 16, "cvt")
-        _common.check_endpoints(self.endpoints, STRIDES, "cvt")
+        convolution.check_endpoints(self.endpoints, STRIDES, "cvt")
         if self.activation not in ACTIVATIONS:
             hint = nearest(self.activation, ACTIVATIONS)
             raise UserError(f"The backbone cvt has no activation {self.activation!r}{hint}.")
-        frozen = _common.frozen_stages(self.frozen, STAGES)
+        frozen = convolution.frozen_stages(self.frozen, STAGES)
         x, found = image, {}
         for i, stride in enumerate(STRIDES):
             name, first, last = f"layer{i + 1}", i == 0, i + 1 == len(STRIDES)
@@ -196,7 +197,7 @@ class CvT(nn.Module):
             if first and "stem" in frozen:
                 x = lax.stop_gradient(x)
             drop = _transformer.rates(self.drop_path if last and not fixed else 0.0, self.depths[i])
-            mode = _common.norm_mode(self.norm, fixed)
+            mode = convolution.norm_mode(self.norm, fixed)
             layer = _Layer(
                 self.heads[i], self.activation, drop, last, mode, self.axis, self.remat, self.dtype, name=name
             )

@@ -13,10 +13,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones import _common, _convert
-from mljax.backbones._common import BatchNorm, Conv
+from mljax import convolution
+from mljax.backbones import _convert
+from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError, nearest
-from mljax.merge import nest
+from mljax.trees import nest
 
 # (output channels, stride) of the thirteen depth-wise separable blocks.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -83,29 +84,29 @@ class MobileNetV1(nn.Module):
         """Regular expressions of the parameter paths that no gradient reaches."""
         stages = {stage: rf"^conv_(dw|pw)_({'|'.join(map(str, blocks))})/" for stage, blocks in STAGES.items()}
         stages["stem"] = r"^(conv1|conv_dw_1|conv_pw_1)/"
-        return _common.frozen_parameters(self.frozen, self.norm, stages)
+        return convolution.frozen_parameters(self.frozen, self.norm, stages)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """(b h w c) float32, RGB, x/127.5 - 1 -> {endpoint: (b h' w' d)} of `dtype`."""
-        _common.check_image(image, self.in_channels, "mobilenet_v1")
+        convolution.check_image(image, self.in_channels, "mobilenet_v1")
         if self.last not in LAYERS:
             raise UserError(f"mobilenet_v1 has no layer {self.last!r}{nearest(self.last, LAYERS)}.")
         layers = LAYERS[: LAYERS.index(self.last) + 1]
-        frozen = _common.frozen_stages(self.frozen, tuple(STAGES))
+        frozen = convolution.frozen_stages(self.frozen, tuple(STAGES))
         layer_type = nn.remat(_Layer, static_argnums=(2,)) if self.remat else _Layer
         found, strides, reached = {}, {}, 1
         x = image.astype(self.dtype)
         for layer in layers:
             stage, features, size, stride = _facts(layer, self.width)
             reached *= stride
-            mode = _common.norm_mode(self.norm, stage in frozen)
+            mode = convolution.norm_mode(self.norm, stage in frozen)
             x = layer_type(features, size, stride, mode, self.axis, self.dtype, name=layer)(x, train)
             if stage in frozen:
                 x = lax.stop_gradient(x)
             found[layer] = strides[str(reached)] = x
         known = strides | found
-        _common.check_endpoints(self.endpoints, tuple(known), "mobilenet_v1")
+        convolution.check_endpoints(self.endpoints, tuple(known), "mobilenet_v1")
         return {endpoint: known[endpoint] for endpoint in self.endpoints}
 
 

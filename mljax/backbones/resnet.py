@@ -15,8 +15,9 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones import _common, _convert
-from mljax.backbones._common import BatchNorm, Conv
+from mljax import convolution
+from mljax.backbones import _convert
+from mljax.convolution import BatchNorm, Conv
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -71,7 +72,7 @@ class ResNet(nn.Module):
       zero_gain: start the last gain of every block at zero (Goyal et al. 2017); torchvision's default is not
         to.
       in_channels: of the image.
-    Differs from torchvision: in no value; its BatchNorm is `_common.BatchNorm`.
+    Differs from torchvision: in no value; its BatchNorm is `convolution.BatchNorm`.
     """
 
     frozen: str = ""
@@ -91,15 +92,15 @@ class ResNet(nn.Module):
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameter paths that no gradient reaches."""
-        return _common.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
+        return convolution.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """(b h w c) float32, RGB, normalised -> {stride: (b h/stride w/stride d)} of `dtype`."""
-        _common.check_image(image, self.in_channels, "resnet")
-        frozen = _common.frozen_stages(self.frozen, STAGES)
+        convolution.check_image(image, self.in_channels, "resnet")
+        frozen = convolution.frozen_stages(self.frozen, STAGES)
         norm = {
-            stage: partial(BatchNorm, _common.norm_mode(self.norm, stage in frozen), self.axis, dtype=self.dtype)
+            stage: partial(BatchNorm, convolution.norm_mode(self.norm, stage in frozen), self.axis, dtype=self.dtype)
             for stage in STAGES
         }
         x = _Stem(self.width, norm["stem"], self.dtype, name="stem")(image, train)
@@ -126,7 +127,7 @@ class ResNet(nn.Module):
                 )(x, train)
             x = lax.stop_gradient(x) if stage in frozen else x
             found[str(4 * 2**i)] = x
-        _common.check_endpoints(self.endpoints, tuple(found), "resnet")
+        convolution.check_endpoints(self.endpoints, tuple(found), "resnet")
         return {endpoint: found[endpoint] for endpoint in self.endpoints}
 
 
@@ -141,7 +142,7 @@ class _Stem(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = Conv(self.features, 7, 2, dtype=self.dtype, name="conv")(x)
         x = nn.relu(self.norm(name="bn")(x, train))
-        return _common.max_pool(x)
+        return convolution.max_pool(x)
 
 
 # How each family of names writes a tensor: pattern -> path of its module here.

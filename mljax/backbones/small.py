@@ -10,15 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones._common import (
-    BatchNorm,
-    Conv,
-    check_endpoints,
-    check_image,
-    frozen_parameters,
-    frozen_stages,
-    norm_mode,
-)
+from mljax.convolution import BatchNorm, Conv, check_endpoints, check_image, frozen_parameters, frozen_stages, norm_mode
 from mljax.errors import UserError
 
 STAGES = ("stem", "layer1", "layer2", "layer3")

@@ -12,10 +12,11 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones import _common, _transformer
-from mljax.backbones._common import Conv
+from mljax import convolution
+from mljax.backbones import _transformer
 from mljax.backbones._swin_weights import adapt, convert
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp, gelu
+from mljax.convolution import Conv
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 STRIDES = ("4", "8", "16", "32")
@@ -195,7 +196,7 @@ class Swin(nn.Module):
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameter paths that no gradient reaches."""
         paths = {stage: rf"^{stage}/" for stage in STAGES} | {"layer4": r"^(layer4|norm)/"}
-        return _common.frozen_parameters(self.frozen, self.norm, paths)
+        return convolution.frozen_parameters(self.frozen, self.norm, paths)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -205,9 +206,9 @@ class Swin(nn.Module):
           UserError: a size that is not a multiple of 32, or an endpoint, stage or norm that does not exist.
         """
         _transformer.check_image(image, 32, "swin")
-        _common.check_endpoints(self.endpoints, STRIDES, "swin")
-        _common.norm_mode(self.norm, False)
-        frozen = _common.frozen_stages(self.frozen, STAGES)
+        convolution.check_endpoints(self.endpoints, STRIDES, "swin")
+        convolution.norm_mode(self.norm, False)
+        frozen = convolution.frozen_stages(self.frozen, STAGES)
         x = _Stem(self.width, self.dtype, name="stem")(image)
         x = lax.stop_gradient(x) if "stem" in frozen else x
         rates = _transformer.rates(self.drop_path, sum(self.depths))

@@ -16,8 +16,9 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones import _common, _convert
-from mljax.backbones._common import BatchNorm, Conv
+from mljax import convolution
+from mljax.backbones import _convert
+from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -156,14 +157,14 @@ class TResNet(nn.Module):
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
         """Regular expressions of the parameter paths that no gradient reaches."""
-        return _common.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
+        return convolution.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """(b h w c) float32, RGB in [0, 1], sides multiples of 4 -> {stride: (b h' w' d)} of `dtype`."""
-        _common.check_image(image, self.in_channels, "tresnet")
-        frozen = _common.frozen_stages(self.frozen, STAGES)
-        modes = {stage: _common.norm_mode(self.norm, stage in frozen) for stage in STAGES}
+        convolution.check_image(image, self.in_channels, "tresnet")
+        frozen = convolution.frozen_stages(self.frozen, STAGES)
+        modes = {stage: convolution.norm_mode(self.norm, stage in frozen) for stage in STAGES}
         norm = {stage: partial(BatchNorm, mode, self.axis, dtype=self.dtype) for stage, mode in modes.items()}
 
         x = space_to_depth(image.astype(self.dtype))
@@ -185,7 +186,7 @@ class TResNet(nn.Module):
                 )(x, train)
             x = lax.stop_gradient(x) if stage in frozen else x
             found[str(4 * 2**i)] = x
-        _common.check_endpoints(self.endpoints, tuple(found), "tresnet")
+        convolution.check_endpoints(self.endpoints, tuple(found), "tresnet")
         return {endpoint: found[endpoint] for endpoint in self.endpoints}
 
 

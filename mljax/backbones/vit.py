@@ -16,11 +16,12 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from mljax.backbones import _common, _transformer
-from mljax.backbones._common import Conv
+from mljax import convolution
+from mljax.backbones import _transformer
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, Mlp, gelu
+from mljax.convolution import Conv
 from mljax.errors import UserError
-from mljax.merge import nest
+from mljax.trees import nest
 
 PATCH = 16
 STRIDES = (str(PATCH),)
@@ -146,7 +147,7 @@ class ViT(nn.Module):
         """Regular expressions of the parameter paths that no gradient reaches."""
         last = f"block{self.depth}"
         paths = {stage: rf"^{stage}/" for stage in self._stages} | {last: rf"^({last}|norm)/"}
-        return _common.frozen_parameters(self.frozen, self.norm, paths)
+        return convolution.frozen_parameters(self.frozen, self.norm, paths)
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -156,11 +157,11 @@ class ViT(nn.Module):
           UserError: a size that is not a multiple of 16, or an endpoint, stage or norm that does not exist.
         """
         _transformer.check_image(image, PATCH, "vit")
-        _common.check_endpoints(self.endpoints, STRIDES, "vit")
-        _common.norm_mode(self.norm, False)
+        convolution.check_endpoints(self.endpoints, STRIDES, "vit")
+        convolution.norm_mode(self.norm, False)
         if self.size < PATCH or self.size % PATCH:
             raise UserError(f"The backbone vit has the size {self.size}; give a multiple of {PATCH} pixels.")
-        frozen = _common.frozen_stages(self.frozen, self._stages)
+        frozen = convolution.frozen_stages(self.frozen, self._stages)
         x = _Stem(self.width, self.size // PATCH, self.dtype, name="stem")(image)
         x = lax.stop_gradient(x) if "stem" in frozen else x
         block_type = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mljax.config.command import Parser
+from mljax.config.flags import parse
+from mljax.config.overrides import override
+from mljax.config.reading import read_config
 from mljax.errors import UserError, nearest
-from mljax.flags import Parser, override, parse, read_config
 from mljax.types import Config
 
 PARTS = ("train", "infer", "compile", "loop", "overhead")  # what --only chooses from
@@ -94,7 +97,7 @@ def _check_target(args: Any) -> None:
 def configured(own: list[str], args: Any) -> Config:
     """The config of one stage, whole and checked."""
     from mljax.check import check
-    from mljax.rundir import stage_configs
+    from mljax.config.stages import stage_configs
 
     flags = parse(own)
     if "config" not in flags:
@@ -122,13 +125,12 @@ def configured(own: list[str], args: Any) -> Config:
 
 def find_batch(config: Config, args: Any) -> int:
     """The largest batch that fits, of training or with --only=infer of an evaluation, told in one line."""
-    from mljax import timing
-    from mljax.bench import model as of
-    from mljax.bench import target
+    from mljax.bench import target, timing
+    from mljax.bench.model import Model, fits, largest_batch
 
     part, section = ("infer", "eval") if args.only == ("infer",) else ("train", "optim")
     there = target.devices(args.target, config.devices or 1) if args.target else None
-    model = of.Model(config, labels=args.labels, devices=there)
+    model = Model(config, labels=args.labels, devices=there)
     device, share = model.devices[0], len(model.devices)
     known = target.memory_limit(args.target) if args.target else timing.memory_limit(device)
     limit = int(args.memory * 1e9) if args.memory else known
@@ -138,12 +140,12 @@ def find_batch(config: Config, args: Any) -> int:
     limit = limit // share if limit and device.platform == "cpu" else limit
     run = device.platform != "cpu" and there is None
 
-    def fits(batch: int) -> bool:
-        found = of.fits(model, limit, batch, run=run, part=part)
+    def tried(batch: int) -> bool:
+        found = fits(model, limit, batch, run=run, part=part)
         print(f"a batch of {batch} {'fits' if found else 'does not fit'}", file=sys.stderr, flush=True)
         return found
 
-    size = of.largest_batch(fits, share)
+    size = largest_batch(tried, share)
     memory = f"{limit * (share if device.platform == 'cpu' else 1) / 1e9:.1f} GB" if limit else "its memory"
     stage = f"stages[{args.stage - 1}]." if args.staged else ""
     name = {"train": "training", "infer": "evaluation"}[part]

@@ -4,6 +4,8 @@ import json
 import sys
 import time
 
+from mljax.config.command import guarded
+
 BEGAN = time.perf_counter()
 
 
@@ -20,6 +22,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from mljax.main import guarded
-
     sys.exit(guarded(main))

@@ -14,12 +14,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mljax import evaluate, experiment, progress, train
+from mljax import experiment, scoring, train
 from mljax.bench.model import PLAIN, synthetic_meta
-from mljax.checkpoint import Checkpoints
-from mljax.data import features
+from mljax.bench.timing import Turns, trace
 from mljax.data.source import Source
-from mljax.timing import Turns, trace
+from mljax.pipeline import feature_cache
+from mljax.rundir import progress
+from mljax.rundir.checkpoint import Checkpoints
 from mljax.types import Config, Meta
 
 PHOTO = (500, 375)  # w, h, as VOC's
@@ -111,7 +112,7 @@ class Rehearsal(train.Stage):
         encode, rng = self.experiment.encode(variables), np.random.default_rng(0)
 
         def maps(text: str) -> dict[str, np.ndarray]:
-            image = np.zeros((1, *[features.view(text).size] * 2, 3), np.uint8)
+            image = np.zeros((1, *[feature_cache.view(text).size] * 2, 3), np.uint8)
             found = {name: x.shape[1:] for name, x in jax.eval_shape(encode, image).items()}
             drawn = {name: rng.uniform(0, 1, (1, *shape)).astype(np.float16) for name, shape in found.items()}
             return {name: np.broadcast_to(x, (2**20, *x.shape[1:])) for name, x in drawn.items()}
@@ -119,8 +120,8 @@ class Rehearsal(train.Stage):
         looks = {text: maps(text) for text in dict.fromkeys((*config.cache.train_views, *config.cache.eval_views))}
         train_maps = {text: looks[text] for text in config.cache.train_views}
         size, views = config.optim.batch_size, config.input.views
-        self.cached = features.CachedBatches(self.train, train_maps, size, config.seed, views)
-        self.cached_eval = {features.view(text).text: looks[text] for text in config.cache.eval_views}
+        self.cached = feature_cache.CachedBatches(self.train, train_maps, size, config.seed, views)
+        self.cached_eval = {feature_cache.view(text).text: looks[text] for text in config.cache.eval_views}
 
     def _batches(self, start: int) -> Iterator[Any]:
         if self.ready is not None:
@@ -141,7 +142,7 @@ class Rehearsal(train.Stage):
         jax.block_until_ready(state.params)
         self.finished = time.perf_counter()
         if self.ready is None:
-            evaluate.raw_and_ema(self, state)
+            scoring.raw_and_ema(self, state)
         self.evaluated += time.perf_counter() - self.finished
         return state
 

@@ -7,8 +7,7 @@ import sys
 import tempfile
 from typing import Any
 
-from mljax import timing
-from mljax.bench import hlo, loop
+from mljax.bench import hlo, loop, timing
 from mljax.bench.model import Model, product_rate
 from mljax.bench.report import lines, summary
 from mljax.errors import UserError
@@ -26,7 +25,7 @@ def throughput(model: Model, args: Any) -> dict[str, Any]:
 
 
 def _rival(model: Model) -> Any:
-    from mljax.bench.rival import Rival
+    from mljax.bench.torch_reference import Rival
 
     rival = Rival(model, model.config.optim.batch_size)
     ours = sum(x.size for x in _trained_tree(model))

@@ -122,7 +122,7 @@ def exponent(values: Sequence[float], seconds: Sequence[float]) -> float | None:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Throughput against the axis, and seconds beside it."""
-    from mljax.plots import REPORT, save
+    from mljax.pictures.plots import REPORT, save
 
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

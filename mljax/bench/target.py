@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mljax.backbones import _common
+from mljax import convolution
 from mljax.bench import hlo
 from mljax.bench.model import Model
 from mljax.errors import UserError
@@ -51,11 +51,11 @@ def elsewhere() -> Iterator[None]:
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     )
-    before, _common.PLATFORM = _common.PLATFORM, "gpu"
+    before, convolution.PLATFORM = convolution.PLATFORM, "gpu"
     try:
         yield
     finally:
-        _common.PLATFORM = before
+        convolution.PLATFORM = before
 
 
 def memory_limit(name: str) -> int:

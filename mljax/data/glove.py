@@ -14,7 +14,7 @@ import numpy as np
 
 from mljax.cache import atomic_write, cache_dir
 from mljax.errors import UserError
-from mljax.torch_file import read_torch
+from mljax.weights.torch_file import read_torch
 
 URL = "https://downloads.cs.stanford.edu/nlp/data/glove.6B.zip"
 SIZE = 862_182_613

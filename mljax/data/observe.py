@@ -8,13 +8,11 @@
 Every draw belongs to an image of the whole split: a slice of a split sees what the split would see, and more images at
 the end change nothing for those before. A hidden label is 0 in `labels` and 0 in `observed`.
 
-    python -m mljax.data.observe --config=configs/role.py:voc2012 --out=masks.npz    # write what a config observes
+    python -m mljax.data observe configs/role.py:voc2012 --out=masks.npz    # write what a config observes
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,27 +207,3 @@ def _number(key: str, value: Any, least: float, most: float) -> None:
 def _choice(key: str, value: Any, options: tuple[str, ...]) -> None:
     if value not in options:
         raise UserError(f"config.observe.{key} is {value!r}{nearest(str(value), options)}.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    from mljax import experiment
-    from mljax.flags import Parser, override, read_config
-
-    parser = Parser("data.observe", __doc__)
-    parser.add_argument("--config", required=True, help="FILE[:WORDS]; more of it as --config.KEY=VALUE")
-    parser.add_argument("--out", required=True, type=Path, help="the .npz to write")
-    args, overrides = parser.parse_overrides(argv)
-    config = read_config(args.config)
-    for key, value in overrides:
-        override(config, key, value)
-    source = experiment.source(config, config.splits.train, training=True)
-    masks.write(args.out, source, noisy=config.observe.name == "candidates")
-    share = source.observed.mean()
-    print(f"{args.out}: {len(source)} images of {source.name}, {share:.1%} known, {int(source.labels.sum())} positives")
-    return 0
-
-
-if __name__ == "__main__":
-    from mljax.main import guarded
-
-    sys.exit(guarded(main))

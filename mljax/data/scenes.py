@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mljax.data._scene_layout import CANVAS, MOST_KINDS, Layout, layout
-from mljax.data._scene_paint import paint
-from mljax.data._scene_table import CLASSES, KINDS, PARTNERS, SCENES, Scene
 from mljax.data.source import Instances, Source
 from mljax.errors import UserError, nearest
+from mljax.scenes.layout import CANVAS, MOST_KINDS, Layout, layout
+from mljax.scenes.paint import paint
+from mljax.scenes.table import CLASSES, KINDS, PARTNERS, SCENES, Scene
 
 VERSION = 1
 VECTOR_WIDTH = 32

@@ -1,17 +1,11 @@
 """A split of a data set: its facts as arrays, its images on demand."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from mljax.build import build
-from mljax.data import prepare, spml
-from mljax.data.files import Absent
-from mljax.errors import UserError
 
 
 class Instances(NamedTuple):
@@ -103,33 +97,3 @@ class Files:
 
     def __call__(self, index: int) -> bytes:
         return Path(self.paths[index]).read_bytes()
-
-
-def load(section: Mapping[str, Any], split: str) -> Source:
-    """Build a split of a data section: `NAME`, `NAME[a:b]` (a Python slice of its order, e.g. "trainval[:-500]"), or
-    `NAME[spml:train]` and `NAME[spml:val]`, the 80 and 20 % of the single-positive code.
-
-    Raises:
-      UserError: no such split, or whatever the reader raises; of data that are not there it says how to get them.
-    """
-    try:
-        return _load(section, split)
-    except Absent as error:
-        raise UserError(f"{str(error).rstrip('.')}{prepare.advice(section)}.") from None
-
-
-def _load(section: Mapping[str, Any], split: str) -> Source:
-    if part := re.fullmatch(r"([^\[\]]+)\[spml:(train|val)\]", split):
-        source = build("data", section, split=part[1])
-        return source.subset(spml.split(source.ids, part[2]), f"[spml:{part[2]}]")
-    match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d*):(-?\d*)\])?", split)
-    if not match:
-        raise UserError(f"The split {split!r} is not a name or a slice like 'trainval[:-500]'.")
-    name, start, stop = match.groups()
-    source = build("data", section, split=name)
-    if start is None:
-        return source
-    indices = np.arange(len(source))[int(start) if start else None : int(stop) if stop else None]
-    if not len(indices):
-        raise UserError(f"The split {split!r} is empty: {name!r} has {len(source)} images.")
-    return source.subset(indices, f"[{start}:{stop}]")

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from mljax.data import _known, facts
+from mljax.data import _published_counts, label_counts
 from mljax.data.files import some
 from mljax.data.source import Source
 
@@ -68,7 +68,7 @@ def _classes(sources: Sequence[Source]) -> list[str]:
 
 
 def _pairs(source: Source, top: int) -> list[str]:
-    counts = np.triu(facts.cooccurrence(source).counts)
+    counts = np.triu(label_counts.cooccurrence(source).counts)
     best = np.argsort(-counts, axis=None, kind="stable")[:top]
     told = [
         f"{source.classes[i]} + {source.classes[j]} {int(counts[i, j]):,}"
@@ -80,20 +80,20 @@ def _pairs(source: Source, top: int) -> list[str]:
 
 def check(source: Source) -> tuple[list[str], list[str]]:
     """Compare a split with the published counts -> (what agrees or is not known, what is wrong), a sentence each."""
-    name, fine, wrong = _known.plain_name(source.name), [], []
-    if name in _known.IMAGES:
-        expected = _known.IMAGES[name]
+    name, fine, wrong = _published_counts.plain_name(source.name), [], []
+    if name in _published_counts.IMAGES:
+        expected = _published_counts.IMAGES[name]
         told = " or ".join(f"{count:,}" for count in expected)
         if len(source) in expected:
             fine.append(f"{source.name} has {len(source):,} images, as published.")
         else:
             wrong.append(f"{source.name} has {len(source):,} images, but {told} are published: an archive is missing.")
-    elif name in _known.ABOUT:
-        about = _known.ABOUT[name]
+    elif name in _published_counts.ABOUT:
+        about = _published_counts.ABOUT[name]
         near = abs(len(source) - about) <= 0.01 * about
         (fine if near else wrong).append(f"{source.name} has {len(source):,} images; papers tell of about {about:,}.")
     wrong += _order(source, name)
-    counts = _known.counts(name)
+    counts = _published_counts.counts(name)
     if counts and set(counts) == set(source.classes):
         found = dict(zip(source.classes, positives(source).sum(axis=0).tolist()))
         off = [label for label in source.classes if found[label] != counts[label]]
@@ -110,7 +110,7 @@ def check(source: Source) -> tuple[list[str], list[str]]:
 
 
 def _order(source: Source, name: str) -> list[str]:
-    orders = next((orders for kind, orders in _known.CLASS_ORDERS.items() if name.startswith(kind)), ())
+    orders = next((orders for kind, orders in _published_counts.CLASS_ORDERS.items() if name.startswith(kind)), ())
     if not orders or "re-split" in name or source.classes in orders or set(source.classes) != set(orders[0]):
         return []
     return [f"{source.name} begins with the class {source.classes[0]!r}, not one of the papers' orders of classes."]

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.backbones._common import BatchNorm
+from mljax.convolution import BatchNorm
 from mljax.data import labels as label_data
 from mljax.errors import UserError, nearest
 from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_linear_init
-from mljax.published import Names
 from mljax.types import Meta
+from mljax.weights.published import Names
 
 log = logging.getLogger("mljax.training")
 # torch's default of linear layers, U(-1/sqrt(fan in), 1/sqrt(fan in)), for any fan in

@@ -14,12 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mljax.backbones._common import BatchNorm
-from mljax.criterion import Criterion
+from mljax.convolution import BatchNorm
 from mljax.errors import UserError, nearest
 from mljax.layers import ActivationPooling, GroupLinear, encode, final, torch_linear_init
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 POOLING = ("max", "average")
 GRAPHS = ("both", "static", "dynamic", "none")

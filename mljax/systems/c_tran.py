@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import (
     STACKED,
@@ -28,8 +27,9 @@ from mljax.layers import (
     tokens,
     torch_linear_init,
 )
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 LOSS_ON = ("unknown", "all")
 UNKNOWN, NEGATIVE, POSITIVE = 0, 1, 2

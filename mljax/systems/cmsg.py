@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.criterion import Criterion
 from mljax.data import labels as label_data
 from mljax.errors import UserError, nearest
 from mljax.layers import (
@@ -30,6 +29,7 @@ from mljax.layers import (
     sine_position,
     tokens,
 )
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Constant, Meta, Outputs
 
 FEATURES = ("activation", "label_queried")

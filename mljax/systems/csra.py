@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mljax.criterion import Criterion
 from mljax.errors import UserError
 from mljax.layers import encode, final, tokens, torch_linear_init
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 LARGEST = 99.0  # from this temperature on the authors' code takes the largest score
 TEMPERATURES = {heads: (*map(float, range(1, heads)), LARGEST) for heads in (2, 6, 8)}

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.data.features import view as parse_view
 from mljax.errors import UserError, nearest
+from mljax.pipeline.feature_cache import view as parse_view
 from mljax.systems import _around
 from mljax.types import Batch, Constant, Meta, Outputs
 

@@ -15,12 +15,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import final, torch_linear_init
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.systems import _mcar
 from mljax.types import Batch, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 POOLING = ("average", "max", "mean_of_both")
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import (
     INITS,
@@ -25,8 +24,9 @@ from mljax.layers import (
     tokens,
     torch_linear_init,
 )
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 GROUPS = 100  # of the authors, where there are more labels than that
 

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.criterion import Criterion
 from mljax.data import labels as label_data
 from mljax.errors import UserError, nearest
 from mljax.layers import constant, encode, final
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.systems import _graph
 from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 SOURCES = ("cooccurrence", "vectors", "none")
 

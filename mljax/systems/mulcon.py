@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax import parallel
-from mljax.contrastive import hard_negatives, label_contrastive, supervised_contrastive
-from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import attention_maps, encode, final, layer_norm, tokens
-from mljax.published import Names, Published
+from mljax.losses.contrastive import hard_negatives, label_contrastive, supervised_contrastive
+from mljax.losses.criterion import Criterion
+from mljax.losses.partial import unit
 from mljax.types import Batch, Meta, Outputs
-from mljax.weak_labels import unit
+from mljax.weights.published import Names, Published
 
 LEVELS = ("label", "image")
 SCALES = ("width", "heads", "none")

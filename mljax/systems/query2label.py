@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.criterion import Criterion
 from mljax.errors import UserError, nearest
 from mljax.layers import (
     INITS,
@@ -26,8 +25,9 @@ from mljax.layers import (
     sine_position,
     tokens,
 )
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 SELF_ATTENTION = ("none", "first", "others", "all")
 

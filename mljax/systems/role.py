@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax import weak_labels
 from mljax.errors import UserError
-from mljax.published import Names, Published
+from mljax.losses import partial
 from mljax.systems import _around
 from mljax.systems.baseline import PUBLISHED as CLASSIFIER
 from mljax.systems.baseline import Baseline
 from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 CERTAIN = float(np.log(0.995 / 0.005))  # 5.293, of an observed positive; -5.293 of an observed negative
 SPREAD = float(np.log(0.6 / 0.4))  # 0.405, all others start uniformly within +-SPREAD
@@ -46,11 +46,11 @@ class RoleCriterion:
         observed: jax.Array | None = None,
         axis: str | None = None,
     ) -> jax.Array:
-        """`weak_labels.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
+        """`partial.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
         truth: Any = batch["labels"] if labels is None else labels
         known: Any = batch["observed"] if observed is None else observed
         logits, theta = logits.astype(jnp.float32), batch["theta"]
-        return weak_labels.role(
+        return partial.role(
             logits, theta, truth * known, expected=self.expected, eps=self.eps, mask=batch["mask"], axis=axis
         )
 
@@ -105,9 +105,10 @@ def role(
     """ROLE for a data set.
 
     L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
-    the batch; see `mljax.weak_labels.role`. The table starts uniformly within +-logit(0.6), observed positives at
-    logit(0.995), observed negatives at logit(0.005). It is trained at ten times the rate, without weight decay, and not
-    averaged (`mljax.groups.label_tables`); a group of config.optim.groups that names "label_table" overrides that.
+    the batch; see `mljax.losses.partial.role`. The table starts uniformly within +-logit(0.6), observed positives at
+    logit(0.995), observed negatives at logit(0.005). It is trained at ten times the rate, without weight decay, and
+    not averaged (`mljax.optim.groups.label_tables`); a group of config.optim.groups that names "label_table" overrides
+    that.
 
     Args:
       criterion: not used; the loss is ROLE's.

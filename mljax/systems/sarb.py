@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax import contrastive
-from mljax.criterion import Criterion
 from mljax.layers import constant, encode, final
-from mljax.published import Names, Published
+from mljax.losses import contrastive
+from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._prototypes import prototypes
 from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 BLENDS = ("both", "instance", "prototype", "none")
 

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.criterion import Criterion
 from mljax.errors import UserError
 from mljax.layers import constant, encode, final
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 RESET_GATES = ("released", "fixed")
 

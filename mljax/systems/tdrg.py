@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax import parallel
-from mljax.backbones._common import BatchNorm
-from mljax.criterion import Criterion
+from mljax.convolution import BatchNorm
 from mljax.errors import UserError, nearest
 from mljax.layers import INITS, AttentionLayer, GroupLinear, encode, tokens, torch_linear_init
-from mljax.published import Names, Published
+from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
+from mljax.weights.published import Names, Published
 
 ATTEND = ("image", "batch", "alone")
 TRANSFORMER, GRAPH = 0.7, 0.3  # shares of the two relations in the prediction

@@ -7,11 +7,11 @@ import pytest
 from mljax.backbones import resnet, swin
 from mljax.bench import command
 from mljax.bench import model as bench_model
-from mljax.published import Names, convert_head
 from mljax.systems import query2label
+from mljax.weights.published import Names, convert_head
 
 torch = pytest.importorskip("torch")
-rival_module = pytest.importorskip("mljax.bench.rival")
+rival_module = pytest.importorskip("mljax.bench.torch_reference")
 pytestmark = pytest.mark.parity
 
 SMALL = ["--config.backbone.name=resnet18", "--config.devices=1", "--size=64"]

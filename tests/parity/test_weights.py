@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mljax.errors import UserError
-from mljax.weight_files import read
+from mljax.weights.files import read
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity

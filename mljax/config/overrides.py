@@ -1,0 +1,144 @@
+"""Overrides of a config's keys, as in --config.optim.epochs=3."""
+
+import ast
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mljax.build import keywords, names
+from mljax.errors import UserError, nearest
+from mljax.types import Config
+
+KINDS = {  # sections that name something
+    "data": "data",
+    "observe": "data.observe",
+    "backbone": "backbones",
+    "system": "systems",
+    "loss": "losses",
+}
+
+
+def override(config: Config, key: str, text: str) -> None:
+    """`--config.a.b=text`: an existing key, a value of its type; numbers, None and tuples as Python writes them.
+
+    `--config.stages[1].a.b=text` is for the second stage alone.
+    """
+    if match := re.fullmatch(r"stages\[(\d+)\]\.(.+)", key):
+        return _override_stage(config, int(match[1]), match[2], text)
+    *path, last = key.split(".")
+    section: Any = config
+    for i, name in enumerate(path):
+        if name not in section:
+            raise UserError(f"--config.{key}: there is no key {name!r}{nearest(name, section.keys())}.")
+        section = section[name]
+        if not isinstance(section, ConfigDict):
+            raise UserError(f"--config.{key}: {'.'.join(path[: i + 1])!r} is a value and has no keys.")
+    # Sections that name a constructor take any of its keywords; `build` checks them, and names the nearest.
+    free = "name" in section or ".".join(path) in ("optim", "input.train", "input.eval")
+    if last not in section and not (free and last):
+        raise UserError(f"--config.{key}: there is no key {last!r}{nearest(last, section.keys())}.")
+    stages = config.get("stages")
+    if stages and isinstance(stages, tuple) and all(_says(stage, config, key.split(".")) for stage in stages):
+        raise UserError(
+            f"--config.{key}={text} has no effect: every stage of this config says its own {key}; give it to one, as in"
+            f" --config.stages[0].{key}={text}."
+        )
+    old = section.get(last)
+    if old is None and last in section and section.get_type(last) is str:
+        old = ""  # a text that is not set yet
+    if last not in section and "," in text and isinstance(_default(".".join(path), section.get("name"), last), tuple):
+        old = ()
+    value = _value(old, key, text)
+    kind = KINDS.get(".".join(path))
+    stale = set()  # settings of what had the name before, which the new one does not know
+    if last == "name" and kind is not None and value != old and value in names(kind):
+        stale = set(section.keys()) - {"name", "reduction", *keywords(names(kind)[value])}
+    try:
+        with config.unlocked():
+            section[last] = value
+            for name in stale:
+                del section[name]
+    except (TypeError, ValueError):
+        wanted = section.get_type(last).__name__
+        raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
+
+
+def _override_stage(config: Config, index: int, key: str, text: str) -> None:
+    """An override of what one stage runs, kept in what that stage changes of the base."""
+    from mljax.config.stages import stage_configs
+
+    count = len(config.stages)
+    if index >= count:
+        has = f"has {count}, counted from 0" if count else f"has none; write --config.{key}={text}"
+        raise UserError(f"--config.stages[{index}].{key}={text}: this config {has}.")
+    stage = stage_configs(config)[index]
+    try:
+        override(stage, key, text)
+    except UserError as error:
+        raise UserError(str(error).replace(f"--config.{key}", f"--config.stages[{index}].{key}")) from None
+    path = key.split(".")
+    if path[-1] == "name":  # its other settings went with it
+        path.pop()
+    value: Any = stage
+    for name in path:
+        value = value[name]
+    changed = value.to_dict() if isinstance(value, ConfigDict) else value
+    with config.unlocked():
+        config.stages = tuple(_with(s, path, changed) if i == index else s for i, s in enumerate(config.stages))
+
+
+def _with(tree: Any, path: list[str], value: Any) -> Any:
+    """A copy of nested dicts that has a value at a path."""
+    if not path:
+        return value
+    return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], value)}
+
+
+def _says(partial: Any, section: Any, path: list[str]) -> bool:
+    """Whether what a stage changes of a section leaves nothing of the section's value at a path."""
+    key, *rest = path
+    if not isinstance(partial, Mapping | ConfigDict) or key not in partial:
+        return False
+    own, base = partial[key], section.get(key)
+    if not rest or not isinstance(own, Mapping | ConfigDict) or not isinstance(base, ConfigDict):
+        return not isinstance(own, Mapping | ConfigDict)
+    if own.get("name", base.get("name")) != base.get("name"):
+        return True  # another thing stands in its place
+    return _says(own, base, rest)
+
+
+def _default(where: str, name: Any, key: str) -> Any:
+    """Of a setting that the config does not write out: what its constructor says."""
+    kind = KINDS.get(where)
+    if kind is None or name not in names(kind):
+        return None
+    parameter = keywords(names(kind)[name]).get(key)
+    return None if parameter is None else parameter.default
+
+
+def _value(old: Any, key: str, text: str) -> Any:
+    """What a text means in the place of a value."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    if isinstance(old, ConfigDict) and not isinstance(value, dict):
+        some = sorted(old.keys())
+        hint = f", e.g. --config.{key}.{'name' if 'name' in some else some[0]}={text}" if some else ""
+        raise UserError(f"--config.{key}={text}: {key!r} is a section; set its keys one by one{hint}.")
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if isinstance(old, tuple) and not isinstance(value, tuple):
+        value = tuple(v for v in text.split(",") if v) if isinstance(value, str) else (value,)
+    # "none" is a choice of some settings (config.system.mode, config.vectors), and the absence of weights
+    nothing = value is None and (text == "None" or key == "weights.name")
+    if isinstance(old, str) and not nothing:
+        return value if isinstance(value, str) else text
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    wrong = old is not None and value is not None and type(value) is not type(old) and not isinstance(old, ConfigDict)
+    if wrong:
+        raise UserError(f"--config.{key}={text}: a value of type {type(old).__name__} is wanted, like {old!r}.")
+    return value

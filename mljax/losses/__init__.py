@@ -1,0 +1,46 @@
+"""Losses: element-wise, contrastive, for partial labels; and the criterion that reduces them."""
+
+from mljax.losses.criterion import REDUCTIONS, WHOLE, Criterion, criterion
+from mljax.losses.elementwise import (
+    NAMES,
+    an,
+    an_ls,
+    asl,
+    asl_single_label,
+    bce,
+    bce_ls,
+    entries,
+    floats,
+    focal,
+    iu,
+    make,
+    partial_bce,
+    positives,
+    reduce,
+    wan,
+    wide,
+)
+
+__all__ = [
+    "NAMES",
+    "REDUCTIONS",
+    "WHOLE",
+    "Criterion",
+    "an",
+    "an_ls",
+    "asl",
+    "asl_single_label",
+    "bce",
+    "bce_ls",
+    "criterion",
+    "entries",
+    "floats",
+    "focal",
+    "iu",
+    "make",
+    "partial_bce",
+    "positives",
+    "reduce",
+    "wan",
+    "wide",
+]

@@ -1,0 +1,142 @@
+"""The parts that an optimiser is chained of, as optax transformations with torch's arithmetic.
+
+Reference: Kingma and Ba, "Adam", ICLR 2015, algorithm 1; Loshchilov and Hutter, "Decoupled Weight Decay
+Regularization", ICLR 2019, algorithm 2.
+Differs from optax: the first moment's decay may depend on the step; 1 - b^t is computed with expm1 (optax loses up
+to 3e-5 of the first updates in float32); clipping adds 1e-6 to the norm.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from mljax.optim.groups import Leaf, path_name
+from mljax.optim.schedules import Schedule
+
+
+class MomentumState(NamedTuple):
+    count: Any
+    trace: Any
+
+
+class RateState(NamedTuple):
+    count: Any
+    rate: Any  # of the last update
+
+
+class AccumulateState(NamedTuple):
+    count: Any  # batches since the last update
+    total: Any  # their gradients, each divided by the number of batches
+    inner: Any
+
+
+def scale_by_adam(beta1: Schedule, beta2: float, eps: float) -> optax.GradientTransformation:
+    """Adam with a beta1 that depends on the step t; its correction is 1 - beta1(t)^t of the present beta1."""
+
+    def init(params: Any) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.copy, zeros))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        b1 = jnp.asarray(beta1(state.count))
+        rest = jnp.ones((), jnp.float32) - b1
+        count = optax.safe_increment(state.count)
+        t = jnp.asarray(count, jnp.float32)
+        mu = jax.tree.map(lambda m, g: m + rest.astype(g.dtype) * (g - m), state.mu, updates)
+        nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, updates)
+        # expm1 keeps the digits that 1 - b^t loses in float32 while b^t is near 1
+        fix1 = jnp.where(b1 > 0, -jnp.expm1(t * jnp.log(jnp.maximum(b1, 1e-30))), 1.0)
+        fix2 = jnp.sqrt(-jnp.expm1(t * float(np.log(beta2)))) if beta2 > 0 else jnp.ones((), jnp.float32)
+        scaled = jax.tree.map(
+            lambda m, v: m / fix1.astype(m.dtype) / (jnp.sqrt(v) / fix2.astype(v.dtype) + eps), mu, nu
+        )
+        return scaled, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_momentum(momentum: Schedule, nesterov: bool = False) -> optax.GradientTransformation:
+    """v <- m v + g, then v (or g + m v with nesterov): torch's SGD, without dampening."""
+
+    def init(params: Any) -> MomentumState:
+        return MomentumState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        m = momentum(state.count)
+        trace = jax.tree.map(lambda v, g: m.astype(v.dtype) * v + g, state.trace, updates)
+        ahead = jax.tree.map(lambda v, g: g + m.astype(v.dtype) * v, trace, updates) if nesterov else trace
+        return ahead, MomentumState(optax.safe_increment(state.count), trace)
+
+    return optax.GradientTransformation(init, update)
+
+
+def clip(norm: float) -> optax.GradientTransformation:
+    """g * min(1, norm / (|g| + 1e-6)), |g| over all leaves: torch's clip_grad_norm_."""
+
+    def update(updates: Any, params: Any = None) -> Any:
+        del params
+        factor = jnp.minimum(1.0, norm / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
+
+    return optax.stateless(update)
+
+
+def add_decay(leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
+    """u + weight_decay * parameter, with each parameter's own weight decay."""
+
+    def update(updates: Any, params: Any = None) -> Any:
+        def one(path: Any, u: Any, p: Any) -> Any:
+            decay = leaves[path_name(path)].weight_decay
+            return u + decay * p if decay else u
+
+        return jax.tree_util.tree_map_with_path(one, updates, params)
+
+    return optax.stateless(update)
+
+
+def scale_by_rate(rate: Schedule, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
+    """-rate(step) * factor of the parameter's group. The state keeps the rate for `learning_rate`."""
+
+    def init(params: Any) -> RateState:
+        del params
+        count = jnp.zeros((), jnp.int32)
+        return RateState(count, rate(count))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        now = rate(state.count)
+        updates = jax.tree_util.tree_map_with_path(
+            lambda path, u: u * (-now * leaves[path_name(path)].lr).astype(u.dtype), updates
+        )
+        return updates, RateState(optax.safe_increment(state.count), now)
+
+    return optax.GradientTransformation(init, update)
+
+
+def accumulate(inner: optax.GradientTransformation, batches: int) -> optax.GradientTransformation:
+    """One update of `inner` with the mean gradient of every `batches` batches, zero updates in between."""
+
+    def init(params: Any) -> AccumulateState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return AccumulateState(jnp.zeros((), jnp.int32), zeros, inner.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        total = jax.tree.map(lambda t, g: t + g / batches, state.total, updates)
+        zeros = jax.tree.map(jnp.zeros_like, total)
+
+        def apply() -> tuple[Any, Any]:
+            out, after = inner.update(total, state.inner, params)
+            return out, AccumulateState(jnp.zeros_like(state.count), zeros, after)
+
+        def wait() -> tuple[Any, Any]:
+            return zeros, AccumulateState(state.count + 1, total, state.inner)
+
+        return jax.lax.cond(state.count + 1 == batches, apply, wait)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,1 @@
+"""Everything that makes a picture: attention over photos, sheets of photos, plots."""

@@ -12,25 +12,37 @@ from functools import cache
 from typing import Any
 
 from mljax.errors import UserError, nearest
+from mljax.types import missing_members
 
+OF_LINEN = ("parent", "name")  # fields that every linen module has
 APART = ("data.observe",)  # a table of its own kind inside the package of another
 
 
 @cache
 def names(kind: str) -> dict[str, Callable[..., Any]]:
-    """All names of a kind ("systems", "backbones", "data", "losses", ..) with what builds them."""
-    module = importlib.import_module(f"mljax.{kind}")
-    table: dict[str, Callable[..., Any]] = dict(getattr(module, "NAMES", {}))
-    for name in files(kind):
-        if f"{kind}.{name}" not in APART:
-            table |= getattr(importlib.import_module(f"mljax.{kind}.{name}"), "NAMES", {})
-    return table
+    """All names of a kind ("systems", "backbones", "data", "losses", ..) with what builds them.
+
+    A file that does not import is left out, so that it breaks nobody else's run; `find` says so to who asks for it.
+    """
+    return {name: constructor for file in files(kind) for name, constructor in _table(kind, file)[0].items()}
 
 
 def files(kind: str) -> list[str]:
-    """The files of a kind, without those that begin with an underscore."""
-    folder = getattr(importlib.import_module(f"mljax.{kind}"), "__path__", [])
-    return [info.name for info in pkgutil.iter_modules(folder) if not info.name.startswith("_")]
+    """The files of a kind, without those that begin with an underscore; "" is the face of the folder."""
+    module = importlib.import_module(f"mljax.{kind}")
+    found = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
+    return ["", *(f for f in found if not f.startswith("_") and f"{kind}.{f}" not in APART)]
+
+
+@cache
+def _table(kind: str, file: str) -> tuple[dict[str, Callable[..., Any]], str]:
+    """The names in a file, and why it cannot be imported, or an empty text."""
+    try:
+        module = importlib.import_module(f"mljax.{kind}.{file}".rstrip("."))
+    except Exception as error:  # whatever a file does when it is imported
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        return {}, f"mljax/{kind.replace('.', '/')}/{file}.py cannot be imported ({told})"
+    return dict(getattr(module, "NAMES", {})), ""
 
 
 def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -39,14 +51,37 @@ def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         name: parameter
         for name, parameter in inspect.signature(constructor).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and not (name in OF_LINEN and inspect.isclass(constructor))
     }
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
-    table = names(kind)
+    """What builds a name of a kind.
+
+    Raises:
+      UserError: no file of the kind has the name; the nearest one is in the sentence, and files that do not import.
+    """
+    own = _table(kind, name) if name in files(kind) else ({}, "")  # most files are named for what they hold
+    if own[1]:
+        raise UserError(f"{own[1]}; mend the file, or remove it.")
+    table = own[0] if name in own[0] else names(kind)
     if name not in table:
-        raise UserError(f"There is no {name!r} among the {kind}{nearest(name, table)}.")
-    return table[name]
+        broken = [problem for file in files(kind) if (problem := _table(kind, file)[1])]
+        told = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
+        raise UserError(f"There is no {name!r} among the {kind}{nearest(name, table)}{told}.")
+    return _complete(kind, table[name])
+
+
+def _complete(kind: str, constructor: Callable[..., Any]) -> Callable[..., Any]:
+    """A class that has all members of its kind's contract, `mljax.types.System` or `Backbone`."""
+    missing = missing_members(kind, constructor) if inspect.isclass(constructor) else []
+    if missing:
+        place = constructor.__module__.replace(".", "/")
+        raise UserError(
+            f"{constructor.__name__} in {place}.py has no {' and no '.join(missing)}; every class in mljax/{kind} needs"
+            " it (the contract is in mljax/types.py)."
+        )
+    return constructor
 
 
 def build(kind: str, section: Mapping[str, Any], **given: Any) -> Any:

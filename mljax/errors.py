@@ -43,7 +43,24 @@ def nearest(name: str, options: Iterable[str]) -> str:
     if not options:
         return ""
     shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
-    return f" (there is: {shown})"
+    return f" (available: {shown})"
+
+
+def one_of(where: str, value: object, options: Iterable[str]) -> None:
+    """Check a setting that takes one of a few names.
+
+    Args:
+      where: the setting, as the sentence names it: "config.system.mode".
+      value: what the user set.
+      options: the names that exist.
+    Raises:
+      UserError: the value is none of them.
+    """
+    options = tuple(options)
+    if value not in options:
+        close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.6)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise UserError(f"{where} is {value!r}; expected one of {', '.join(options)}{hint}.")
 
 
 def exhausted(error: BaseException) -> bool:

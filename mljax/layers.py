@@ -32,9 +32,15 @@ def tokens(feature_map: jax.Array) -> jax.Array:
     return feature_map.reshape(b, h * w, d)
 
 
-def constant(module: nn.Module, name: str, value: Constant) -> jax.Array:
-    """Put a fixed array into `variables["constants"]`, and give it back as it is there (the checkpoint's wins)."""
-    return module.variable("constants", name, lambda: jnp.asarray(value.value)).value
+def constant(module: nn.Module, name: str, value: Constant | Callable[[], np.ndarray]) -> jax.Array:
+    """A fixed array of `variables["constants"]`: part of the checkpoint, never of a gradient.
+
+    Args:
+      value: the array, or a function that computes it; asked only when the variables are made.
+    """
+    return module.variable(
+        "constants", name, lambda: jnp.asarray(value.value if isinstance(value, Constant) else value())
+    ).value
 
 
 def torch_linear_init(fan_in: int) -> Callable[..., jax.Array]:

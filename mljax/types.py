@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -23,6 +23,10 @@ Batch = Mapping[str, Any]
 Config = Any
 
 
+def _head(array: np.ndarray) -> bytes:
+    return f"{array.dtype.str}{array.shape}".encode()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Meta:
     """What a system may know about its training split before seeing a batch.
@@ -33,6 +37,8 @@ class Meta:
       labels: (N l) uint8 in {0, 1}, zero where not observed.
       observed: (N l) uint8 in {0, 1}: 1 where the label is known to training.
       vectors: (l e) float32 label vectors, or None if none were asked for or found.
+
+    Hashed and compared by content, so that a linen module may hold it as a field and compute its constants from it.
     """
 
     name: str
@@ -44,6 +50,23 @@ class Meta:
     @property
     def num_labels(self) -> int:
         return len(self.classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that it holds."""
+        found = hashlib.sha256(repr((self.name, self.classes)).encode())
+        for array in (self.labels, self.observed, self.vectors):
+            found.update(b"none" if array is None else _head(array) + np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Meta) and (self is other or self.digest == other.digest)
+
+    def __repr__(self) -> str:
+        return f"Meta({self.name!r}, {len(self.labels)} images, {self.num_labels} labels)"
 
 
 @flax.struct.dataclass
@@ -97,8 +120,7 @@ class Constant:
 
     @cached_property
     def digest(self) -> str:
-        head = f"{self.value.dtype.str}{self.value.shape}".encode()
-        return hashlib.sha256(head + self.value.tobytes()).hexdigest()
+        return hashlib.sha256(_head(self.value) + self.value.tobytes()).hexdigest()
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -108,3 +130,87 @@ class Constant:
 
     def __repr__(self) -> str:
         return f"Constant({self.value.dtype}{list(self.value.shape)}, {self.digest[:8]})"
+
+
+# --- contracts --------------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """A linen module in mljax/backbones: images -> feature maps.
+
+    Its fields are the keys of `config.backbone`; `dtype` and `axis` are given. Beside the class, the file may offer
+    `RECORDS` (published weights), `convert(state) -> variables` (the authors' names) and `adapt(tree, model)` (tables
+    interpolated to another input size).
+
+    Attributes:
+      frozen_parameters: regular expressions, searched in parameter paths such as "stem/conv/kernel"; what they match
+        gets no updates and no weight decay.
+    """
+
+    @property
+    def frozen_parameters(self) -> tuple[str, ...]: ...
+
+    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+        """(b h w c) normalised float images -> {stride: (b h/stride w/stride d)}."""
+        ...
+
+
+@runtime_checkable
+class System(Protocol):
+    """A linen module in mljax/systems: what every system has. What it may have besides is in `SystemHooks`.
+
+    Its fields are the keys of `config.system`, each with its default and explained in the docstring of the class.
+    Those of `GIVEN` that it declares are filled in by `mljax.experiment`. A setting that is out of range, and data that
+    the system cannot do without, are a `UserError` from `__post_init__`, before anything is trained.
+    """
+
+    backbone: Any
+
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        """The outputs of a batch; in evaluation mode those of an image do not depend on the rest of the batch."""
+        ...
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(scalar, terms to log) of a training batch: the mean over devices is the loss of the global batch."""
+        ...
+
+
+GIVEN = ("backbone", "criterion", "meta", "dtype", "axis", "steps_per_epoch")
+
+
+class SystemHooks(Protocol):
+    """What a system may offer besides; absent means that the trainer does the usual.
+
+    Attributes:
+      refresh_every: epochs between two calls of `refresh`; 1 if absent.
+      needs_image: a sentence that says why features cannot be cached for this system; empty or absent: they can.
+    """
+
+    refresh_every: int
+    needs_image: str
+
+    def scores(self, batch: Batch) -> jax.Array:
+        """(b l) on the scale of logits, where the paper predicts with something else than the logits."""
+        ...
+
+    def refresh(self, variables: Mapping[str, Any], score: Any, epoch: int) -> dict[str, Any]:
+        """The variables after a look at the whole training split, before an epoch.
+
+        Args:
+          variables: all collections but params, as host arrays.
+          score: `score(split="train", view=None, entries=None)` -> {"logits": (N l), "label_features": ..}.
+          epoch: from 0.
+        """
+        ...
+
+    def given(self, index: np.ndarray) -> np.ndarray:
+        """(N l) bool: labels that an evaluation gives to the system, of images by their index; they are not scored."""
+        ...
+
+
+def missing_members(kind: str, cls: type) -> list[str]:
+    """What a class lacks of the contract of its kind, "systems" or "backbones"."""
+    wanted = {"systems": ("backbone", "__call__", "loss"), "backbones": ("frozen_parameters", "__call__")}
+    fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    return [name for name in wanted.get(kind, ()) if name not in fields and not hasattr(cls, name)]

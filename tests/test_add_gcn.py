@@ -149,7 +149,7 @@ def test_attention_of_scores_that_saturate_still_sums_to_one():
 
 
 def test_unknown_choices_are_said():
-    with pytest.raises(UserError, match=r"pooling is 'sum' \(there is: average, max\)"):
+    with pytest.raises(UserError, match=r"pooling is 'sum' \(available: average, max\)"):
         build(pooling="sum")
     with pytest.raises(UserError, match=r"graphs is 'statc' \(did you mean 'static'"):
         build(graphs="statc")

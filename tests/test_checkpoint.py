@@ -249,7 +249,7 @@ def test_template_that_does_not_fit(tmp_path, change, words):
 
 def test_steps_that_are_not_there(tmp_path):
     checkpoints = _saved(tmp_path, mAP=[0.5])
-    with pytest.raises(UserError, match=r"no checkpoint of step 7 in .* \(there is: 1\)"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 7 in .* \(available: 1\)"):
         checkpoints.restore(_shapes(_state()), 7)
     with pytest.raises(UserError, match="no checkpoint of step 'lsat'"):
         checkpoints.restore(_shapes(_state()), "lsat")

@@ -6,7 +6,7 @@ import pytest
 
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
-from mljax.systems.cmsg import cmsg
+from mljax.systems.cmsg import CMSG
 from mljax.types import Meta
 
 L, D, E, K = 5, 8, 6, 2
@@ -35,7 +35,7 @@ def build(**settings):
         "threshold": 0.1,
     }
     loss = criterion({"name": "asl", "reduction": "batch_mean"})
-    return cmsg(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
+    return CMSG(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 
 
 def batch(seed=0):

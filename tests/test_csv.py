@@ -130,7 +130,7 @@ def test_val_share_is_deterministic_and_stable(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace("image", "file"), r"no column 'image' \(there is: file, labels, split\)"),
+        (GOOD.replace("image", "file"), r"no column 'image' \(available: file, labels, split\)"),
         (GOOD.replace("labels", "label"), r"no column 'labels' \(did you mean 'label'\?\).*labels_column"),
         (GOOD.replace("split", "spilt"), r"no column 'split' \(did you mean 'spilt'\?\).*val_share"),
         (GOOD.partition("\n")[2], "looks like an image: add a header"),
@@ -169,7 +169,7 @@ def test_without_rows_of_val_the_way_on_is_told(tmp_path: Path):
     with pytest.raises(UserError) as error:
         table("val", file=file)
     told = str(error.value)
-    assert "has no images in the split 'val' (there is: train): write it into the column 'split' of some rows" in told
+    assert "has no images in the split 'val' (available: train): write it into the column 'split' of some rows" in told
     assert "take that column out and set val_share=0.2 (--config.data.val_share=0.2)" in told
     without = write(tmp_path, "\n".join(line.rpartition(",")[0] for line in GOOD.splitlines()) + "\n")
     with pytest.raises(UserError, match=r"no images in the split 'val' .*with val_share=1e-06 .*raise it"):

@@ -84,7 +84,7 @@ def test_without_a_folder_val_the_way_on_is_told(tmp_path: Path):
 
     told = said("val")
     assert told.startswith(
-        f"There is no split 'val' in {str(tmp_path)!r} (there is: train): make it, or set val_share=0.2"
+        f"There is no split 'val' in {str(tmp_path)!r} (available: train): make it, or set val_share=0.2"
     )
     assert "--config.data.val_share=0.2" in told and "a fifth of 'train'" in told
     assert "val_share" not in said("test")

@@ -305,7 +305,7 @@ def test_freeze_matching_is_relative_to_the_backbone():
     [
         ((("bakbone", {"lr": 0.1}),), r"'bakbone' .* matches no parameter \(did you mean 'backbone'\?\)"),
         ((("backbone/layr1", {"lr": 0.1}),), "did you mean 'backbone/layer1'"),
-        ((("zzz", {"lr": 0.1}),), r"matches no parameter \(there is: backbone, head\)"),
+        ((("zzz", {"lr": 0.1}),), r"matches no parameter \(available: backbone, head\)"),
         ((("backbone", {}), ("stem", {"lr": 0.1})), "'stem' .* comes too late"),
         ((("head", {"learning": 1}),), "has no setting 'learning'"),
         ((("head", {"froze": True}),), "did you mean 'frozen'"),

@@ -8,21 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax.errors import UserError, nearest
+from mljax.errors import one_of
 from mljax.layers import encode, final, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
-
-POOLING = ("average", "max", "mean_of_both")
 
 
 class Baseline(nn.Module):
     """Pooled features and one linear layer.
 
     Attributes:
-      backbone: image -> endpoints; the last one is pooled.
-      labels: l.
       pooling: "average" (the ResNet-101 rows of most tables), "max" (ML-GCN's baseline), or "mean_of_both".
       dropout: before the classifier.
 
@@ -33,11 +29,15 @@ class Baseline(nn.Module):
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
+    meta: Meta
     pooling: str = "average"
     dropout: float = 0.0
     dtype: Any = jnp.float32
     axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.pooling", self.pooling, ("average", "max", "mean_of_both"))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -45,8 +45,8 @@ class Baseline(nn.Module):
         average, largest = feature_map.mean((1, 2)), feature_map.max((1, 2))
         pooled = {"average": average, "max": largest, "mean_of_both": (average + largest) / 2}[self.pooling]
         width = pooled.shape[-1]
-        kernel = self.param("kernel", torch_linear_init(width), (width, self.labels))
-        bias = self.param("bias", torch_linear_init(width), (self.labels,))
+        kernel = self.param("kernel", torch_linear_init(width), (width, self.meta.num_labels))
+        bias = self.param("bias", torch_linear_init(width), (self.meta.num_labels,))
         logits = nn.Dropout(self.dropout, deterministic=not train)(pooled) @ kernel + bias[None]
         activation = jnp.einsum("bhwd,dl->blhw", feature_map, kernel)
         attention = nn.softmax(activation.reshape(*activation.shape[:2], -1), axis=-1).reshape(activation.shape)
@@ -55,22 +55,6 @@ class Baseline(nn.Module):
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         del step
         return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
-
-
-def baseline(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    pooling: str = "average",
-    dropout: float = 0.0,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> Baseline:
-    """The baseline for a data set; see `Baseline` for the settings."""
-    if pooling not in POOLING:
-        raise UserError(f"config.system.pooling is {pooling!r}{nearest(pooling, POOLING)}.")
-    return Baseline(backbone, criterion, meta.num_labels, pooling, dropout, dtype, axis)
 
 
 # The classifier in ASL's files, beside a TResNet, and in the single-positive code's, beside a numbered ResNet-50.
@@ -93,4 +77,4 @@ def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 PUBLISHED = Published(_convert, own=r"classifier\..*", rename=_rename)
-NAMES = {"baseline": baseline}
+NAMES = {"baseline": Baseline}

@@ -7,6 +7,7 @@ A reconstruction: no code was published, and the stored text has lost its equati
 fixes, what it leaves open, and what was chosen.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.data import labels as label_data
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 from mljax.layers import (
     ActivationPooling,
     AttentionLayer,
@@ -32,33 +33,70 @@ from mljax.layers import (
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Constant, Meta, Outputs
 
-FEATURES = ("activation", "label_queried")
-MODES = ("add", "multiply", "mask", "none")
-SOURCES = ("vectors", "cooccurrence", "none")
-
 
 class CMSG(nn.Module):
-    """The network; settings are explained at `cmsg`, which builds it."""
+    """CMSG for a data set.
+
+    Attributes:
+      width: d of label features and tokens; the heads must divide it.
+      features: class-specific features by "activation" maps (ADD-GCN's pooling) or "label_queried" (SSGRL's).
+      correlation: where the label correlation comes from: cosine of label "vectors" (the paper), conditional
+        probabilities of training labels ("cooccurrence", for labels that have no vectors), or "none".
+      mode: how it enters the attention scores s of the SGA: "add" softmax(s + S), "multiply" softmax(s * S), "mask"
+        (-inf where S is 0, the diagonal kept), or "none" (the ablation without the matrix).
+      form: re-weighting after the threshold: "mlgcn" (Chen et al. 2019, eq. 8: p on neighbours, 1-p on the diagonal) or
+        "gatn" (0.25 over the column sum, no diagonal).
+      threshold: cosines (or probabilities) below are 0; the ML-GCN form's tau.
+      p: weight of the neighbours in the "mlgcn" form.
+      sga_layers, saa_layers: 0 is the ablation without that module.
+      sga_heads, saa_heads, ffn, dropout, activation: of their layers.
+      position: add 2-D sine positions to the keys of the SAA (the paper does not mention any).
+      normalise: divide activation-pooled features by the number of positions.
+    """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    correlation: Constant | None
-    vectors: Constant | None
-    width: int
-    features: str
-    mode: str
-    sga_layers: int
-    sga_heads: int
-    saa_layers: int
-    saa_heads: int
-    ffn: int
-    dropout: float
-    activation: str
-    position: bool
-    normalise: bool
+    meta: Meta
+    width: int = 1024
+    features: str = "activation"
+    correlation: str = "vectors"
+    mode: str = "add"
+    form: str = "mlgcn"
+    threshold: float = 0.3
+    p: float = 0.2
+    sga_layers: int = 1
+    sga_heads: int = 4
+    saa_layers: int = 2
+    saa_heads: int = 4
+    ffn: int = 2048
+    dropout: float = 0.1
+    activation: str = "relu"
+    position: bool = False
+    normalise: bool = False
     dtype: Any = jnp.float32
     axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.features", self.features, ("activation", "label_queried"))
+        one_of("config.system.mode", self.mode, ("add", "multiply", "mask", "none"))
+        one_of("config.system.correlation", self.correlation, ("vectors", "cooccurrence", "none"))
+        one_of("config.system.form", self.form, ("mlgcn", "gatn"))
+        if self.features == "label_queried" and self.meta.vectors is None:
+            raise UserError(
+                "config.system.features='label_queried' needs label vectors; set config.vectors to a file, or use"
+                " features='activation'."
+            )
+        if self.guided and self.correlation == "vectors" and self.meta.vectors is None:
+            raise UserError(
+                f"CMSG's correlation needs label vectors for {self.meta.name!r}; set config.vectors to a file of names"
+                " and vectors, or config.system.correlation='cooccurrence' or 'none'."
+            )
+        super().__post_init__()
+
+    @property
+    def guided(self) -> bool:
+        """Whether the correlation matrix enters the attention among labels."""
+        return self.mode != "none" and self.correlation != "none" and self.sga_layers > 0
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -85,20 +123,21 @@ class CMSG(nn.Module):
         """(b h w d) -> one feature per label (b l width), and where it came from (b 1 l h w)."""
         b, height, width, _ = feature_map.shape
         if self.features == "activation":
-            x, scores = ActivationPooling(self.labels, self.width, self.normalise, self.dtype, name="pooling")(
+            x, scores = ActivationPooling(self.meta.num_labels, self.width, self.normalise, self.dtype, name="pooling")(
                 feature_map
             )
             attention = nn.softmax(nn.log_sigmoid(scores.astype(jnp.float32)), axis=1)  # the gates' shares
         else:
-            assert self.vectors is not None
-            vectors = constant(self, "vectors", self.vectors).astype(self.dtype)
+            assert self.meta.vectors is not None
+            vectors = constant(self, "vectors", Constant(self.meta.vectors)).astype(self.dtype)
             pooled, attention = SemanticPooling(self.width, self.dtype, name="pooling")(feature_map, vectors)
             x = nn.Dense(self.width, dtype=self.dtype, name="transform")(pooled)
-        return x, attention.transpose(0, 2, 1).reshape(b, 1, self.labels, height, width)
+        return x, attention.transpose(0, 2, 1).reshape(b, 1, self.meta.num_labels, height, width)
 
     def _sga(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
         """Semantic guided attention: (b l width) -> (b l width), and the last layer's weights (b k l l)."""
-        correlation = None if self.correlation is None else constant(self, "correlation", self.correlation)
+        make = partial(correlation_matrix, self.meta, self.correlation, self.form, self.threshold, self.p)
+        correlation = constant(self, "correlation", make) if self.guided else None
         combine, weights = attention_bias(correlation, self.mode), None
         for i in range(self.sga_layers):
             x, weights = self._layer(self.sga_heads, f"sga_{i}", combine)(x, train=train)
@@ -109,86 +148,16 @@ class CMSG(nn.Module):
         return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
 
 
-def cmsg(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    width: int = 1024,
-    features: str = "activation",
-    correlation: str = "vectors",
-    mode: str = "add",
-    form: str = "mlgcn",
-    threshold: float = 0.3,
-    p: float = 0.2,
-    sga_layers: int = 1,
-    sga_heads: int = 4,
-    saa_layers: int = 2,
-    saa_heads: int = 4,
-    ffn: int = 2048,
-    dropout: float = 0.1,
-    activation: str = "relu",
-    position: bool = False,
-    normalise: bool = False,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> CMSG:
-    """CMSG for a data set.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
-      width: d of label features and tokens; the heads must divide it.
-      features: class-specific features by "activation" maps (ADD-GCN's pooling) or "label_queried" (SSGRL's).
-      correlation: where the label correlation comes from: cosine of label "vectors" (the paper), conditional
-        probabilities of training labels ("cooccurrence", for labels that have no vectors), or "none".
-      mode: how it enters the attention scores s of the SGA: "add" softmax(s + S), "multiply" softmax(s * S), "mask"
-        (-inf where S is 0, the diagonal kept), or "none" (the ablation without the matrix).
-      form: re-weighting after the threshold: "mlgcn" (Chen et al. 2019, eq. 8: p on neighbours, 1-p on the diagonal) or
-        "gatn" (0.25 over the column sum, no diagonal).
-      threshold: cosines (or probabilities) below are 0; the ML-GCN form's tau.
-      p: weight of the neighbours in the "mlgcn" form.
-      sga_layers, saa_layers: 0 is the ablation without that module.
-      position: add 2-D sine positions to the keys of the SAA (the paper does not mention any).
-      normalise: divide activation-pooled features by the number of positions.
-    Raises:
-      UserError: an unknown choice, or a correlation or pooling that the data cannot give.
-    """
-    for key, value, options in (
-        ("features", features, FEATURES),
-        ("mode", mode, MODES),
-        ("correlation", correlation, SOURCES),
-        ("form", form, ("mlgcn", "gatn")),
-    ):
-        if value not in options:
-            raise UserError(f"config.system.{key} is {value!r}{nearest(value, options)}.")
-    if features == "label_queried" and meta.vectors is None:
-        raise UserError(
-            "config.system.features='label_queried' needs label vectors; set config.vectors to a file, or use"
-            " features='activation'."
-        )
-    matrix = None
-    if mode != "none" and correlation != "none" and sga_layers:
-        matrix = Constant(_correlation_matrix(meta, correlation, form, threshold, p))
-    vectors = Constant(meta.vectors) if features == "label_queried" else None
-    return CMSG(
-        backbone, criterion, meta.num_labels, matrix, vectors, width, features, mode, sga_layers, sga_heads, saa_layers,
-        saa_heads, ffn, dropout, activation, position, normalise, dtype, axis,
-    )  # fmt: skip
-
-
-def _correlation_matrix(meta: Meta, source: str, form: str, threshold: float, p: float) -> np.ndarray:
+def correlation_matrix(meta: Meta, source: str, form: str, threshold: float, p: float) -> np.ndarray:
+    """(l l) float32: the label correlation that guides attention; the arguments are fields of `CMSG`."""
     if source == "cooccurrence":
         similarity = label_data.conditional(meta.labels, meta.observed)
-    elif meta.vectors is None:
-        raise UserError(
-            f"CMSG's correlation needs label vectors for {meta.name!r}; set config.vectors to a file of names and"
-            " vectors, or config.system.correlation='cooccurrence' or 'none'."
-        )
     else:
+        assert meta.vectors is not None
         similarity = label_data.cosine(meta.vectors)
     if form == "gatn":
         return label_data.gatn_correlation(similarity, threshold)
     return label_data.mlgcn_correlation(similarity, threshold, p)
 
 
-NAMES = {"cmsg": cmsg}
+NAMES = {"cmsg": CMSG}

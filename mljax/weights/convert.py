@@ -24,7 +24,7 @@ log = logging.getLogger("mljax")
 @cache
 def modules() -> tuple[ModuleType, ...]:
     """The files of mljax/backbones."""
-    return tuple(importlib.import_module(f"mljax.backbones.{name}") for name in build.files("backbones"))
+    return tuple(importlib.import_module(f"mljax.backbones.{name}") for name in build.files("backbones") if name)
 
 
 def module_of(arch: str) -> ModuleType:

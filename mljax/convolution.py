@@ -1,7 +1,9 @@
 """What the convolutional backbones share: convolution, batch normalisation, freezing by stage, endpoints."""
 
+import contextlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial, reduce
 from typing import Any
 
@@ -20,12 +22,25 @@ HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 Padding = int | str | Sequence[tuple[int, int]]
 
 
-PLATFORM: str | None = None  # what programs are compiled for, where that is not what they would run on here
+_platform: ContextVar[str | None] = ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """What is traced inside takes the forms for a platform, "cpu" or "gpu", whatever this machine has.
+
+    JAX keeps what it traced: trace a function of its own in here, not one that was traced outside.
+    """
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
 
 
 def on_cpu() -> bool:
     """Whether what is traced now will run on a CPU: some forms of the same sum are faster there."""
-    return (PLATFORM or jax.default_backend()) == "cpu"
+    return (_platform.get() or jax.default_backend()) == "cpu"
 
 
 def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1, padding: Padding = 0):

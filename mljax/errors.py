@@ -9,11 +9,11 @@ class UserError(Exception):
     """Printed as one line, without a traceback, by every command of mljax."""
 
 
-class Full(UserError):
+class OutOfMemory(UserError):
     """The memory does not hold a batch of a run.
 
     Attributes:
-      section: "optim" if a training step wanted it, "eval" if an evaluation did: whose batch_size it is.
+      section: of the config whose batch_size it is: "optim" of a training step, "eval" of an evaluation.
       what: names the batch.
       stage: of the run, from 1.
       labels: how many there are; None: not known.
@@ -65,5 +65,5 @@ def one_of(where: str, value: object, options: Iterable[str]) -> None:
 
 def exhausted(error: BaseException) -> bool:
     """Whether an error says that the memory of a device or of the machine is full."""
-    told = re.search("resource_exhausted|out.of.memory|failed to allocate", str(error), flags=re.I)
-    return isinstance(error, MemoryError) or told is not None
+    words = re.search("resource_exhausted|out.of.memory|failed to allocate", str(error), flags=re.I)
+    return isinstance(error, MemoryError) or words is not None

@@ -5,11 +5,13 @@ python -m mljax.evaluate --workdir=runs/zero_shot --labels=unseen [--config.data
 """
 
 import sys
+from typing import Any
 
 from mljax import metrics
 from mljax.config.command import Parser, guarded
+from mljax.config.derive import derive
 from mljax.config.overrides import override
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,25 +22,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--ema", action="store_true", help="score the averaged parameters")
     parser.add_argument("--definition", help="of average precision: raw, env, sklearn, 11point")
     parser.add_argument("--views", help="average over these views, e.g. 448,448:flip")
-    parser.add_argument("--known", type=float, help="share of labels to tell a system that predicts with some known")
+    parser.add_argument("--known", type=float, help="share of labels to give a system that predicts with known labels")
     parser.add_argument("--labels", help="of a zero-shot ML-Decoder: all of the data set, seen, unseen, or names")
-    parser.add_argument("--vectors", help="of labels that were not trained: a file, or glove; else where the run's are")
+    parser.add_argument(
+        "--vectors", help="of labels that were not trained: a file, or glove; default: as the run's config says"
+    )
     args, overrides = parser.parse_overrides(argv)
     from mljax.run import load
 
     run = load(args.workdir, checkpoint=args.checkpoint, ema=args.ema or None, known=args.known)
+    changes: dict[str, Any] = {}
     if args.definition:
-        if args.definition not in metrics.DEFINITIONS:
-            hint = nearest(args.definition, metrics.DEFINITIONS)
-            raise UserError(f"There is no definition {args.definition!r} of average precision{hint}.")
-        run.experiment.config.eval.definition = args.definition
+        one_of("--definition", args.definition, metrics.DEFINITIONS)
+        changes["eval.definition"] = args.definition
     if args.views:
-        run.experiment.config.cache.eval_views = tuple(args.views.split(","))
+        changes["cache.eval_views"] = tuple(args.views.split(","))
+    config = derive(run.experiment.config, changes)
     for key, value in overrides:
         if not key.startswith(("data.", "splits.", "input.eval.", "eval.")):
-            raise UserError(f"--config.{key} cannot be changed after training; config.data, splits and eval can.")
-        override(run.experiment.config, key, value)
-    run.evaluate(args.split, labels=args.labels, vectors=args.vectors)
+            raise UserError(
+                f"--config.{key} cannot be changed after training; config.data, splits, input.eval and eval can."
+            )
+        override(config, key, value)
+    run.with_config(config).evaluate(args.split, labels=args.labels, vectors=args.vectors)
     return 0
 
 

@@ -19,7 +19,7 @@ from mljax.data import unseen
 from mljax.data.observe import observe
 from mljax.data.source import Source
 from mljax.data.splits import load
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 from mljax.losses.criterion import WHOLE, criterion
 from mljax.parallel import axis_of
 from mljax.pipeline import feature_cache, transforms
@@ -35,7 +35,7 @@ class Experiment:
 
     Attributes:
       config: of the stage.
-      meta: facts of the training split.
+      meta: of the training split.
       system: the linen module.
       mean, std: (3,) of the backbone's weights, for values in [0, 1].
     """
@@ -103,12 +103,12 @@ def source(config: Config, split: str, *, training: bool) -> Source:
     constructor = find("data", section.get("name", ""))
     if "training" in keywords(constructor):
         section["training"] = training
-    found = unseen.without(load(section, split), config.unseen)
-    return observe(found, config.observe) if training else found
+    whole = unseen.without(load(section, split), config.unseen)
+    return observe(whole, config.observe) if training else whole
 
 
 def make_meta(config: Config, train: Source) -> Meta:
-    """The facts of a training split, label vectors included where the config asks for them."""
+    """The metadata of a training split, with label vectors where the config asks for them."""
     return Meta(
         name=train.name,
         classes=tuple(train.classes),
@@ -132,8 +132,8 @@ def label_vectors(config: Config, classes: tuple[str, ...], every: tuple[str, ..
 
     try:
         whole = every if config.vectors.endswith(UNNAMED) else ()
-        found = load_vectors(whole or classes, source=config.vectors, root=config.data.get("root"))
-        return found[[whole.index(name) for name in classes]] if whole else found
+        vectors = load_vectors(whole or classes, source=config.vectors, root=config.data.get("root"))
+        return vectors[[whole.index(name) for name in classes]] if whole else vectors
     except UserError as error:
         if "config.vectors" in str(error):
             raise
@@ -144,24 +144,25 @@ def label_vectors(config: Config, classes: tuple[str, ...], every: tuple[str, ..
 def preprocessing(config: Config) -> dict[str, Any]:
     """What travels with the weights of a config: mean, std and provenance; a run directory keeps it.
 
-    `config.weights.mean` and `std` go before what the weights were made with.
+    `config.weights.mean` and `std`, if they are set, replace those that the weights were made with.
     """
-    mean, std, facts = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None
+    mean, std, provenance = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), None
     if config.weights.name is not None:
         record = weights.resolve(config.weights.name, config.backbone.name)
-        (mean, std), facts = weights.preprocessing(record), dataclasses.asdict(record)
+        (mean, std), provenance = weights.preprocessing(record), dataclasses.asdict(record)
     mean, std = tuple(config.weights.mean) or mean, tuple(config.weights.std) or std
-    return {"mean": list(mean), "std": list(std), "weights": facts}
+    return {"mean": list(mean), "std": list(std), "weights": provenance}
 
 
-def facts(config: Config, train: Source, begun: Path | None = None) -> tuple[Meta, dict[str, Any]]:
-    """`make_meta` and `preprocessing` for a training, whose weight file is here, too, or is downloaded now.
+def metadata(config: Config, train: Source, resumed: Path | None = None) -> tuple[Meta, dict[str, Any]]:
+    """`make_meta` and `preprocessing` for training; a weight file that is not here is downloaded now.
 
-    A training that starts from another run (`config.init`) sees its images as that run did; `begun` is its own run
-    directory once it has begun.
+    A training that starts from another run (`config.init`) normalises images as that run did.
 
+    Args:
+      resumed: the run directory of a training that goes on and no longer needs the run of `config.init`.
     Raises:
-      UserError: label vectors or weights cannot be had; one sentence says both where that is so of both.
+      UserError: label vectors or weights are missing; one sentence names both if both are.
     """
     meta, values, problems = None, {}, []
     try:
@@ -169,32 +170,32 @@ def facts(config: Config, train: Source, begun: Path | None = None) -> tuple[Met
     except UserError as error:
         problems.append(error)
     try:
-        values = _of_init(begun or config.init) if config.init else preprocessing(config)
+        values = _preprocessing_of(resumed or config.init) if config.init else preprocessing(config)
         if config.weights.name is not None and not config.init:
             weights.locate(weights.resolve(config.weights.name, config.backbone.name))
     except UserError as error:
         problems.append(error)
     if len(problems) > 1:
         first, second = (str(error).rstrip(".") for error in problems)
-        raise UserError(f"Two things have to be mended: (1) {first}; (2) {second}.")
+        raise UserError(f"Two things are missing: (1) {first}; (2) {second}.")
     if meta is None or problems:
         raise problems[0]
     return meta, values
 
 
-def _of_init(workdir: str | Path) -> dict[str, Any]:
+def _preprocessing_of(workdir: str | Path) -> dict[str, Any]:
     try:
         return rundir.load_preprocessing(Path(workdir))
     except UserError as error:
-        raise UserError(f"config.init={str(workdir)!r} is no run: {error}") from None
+        raise UserError(f"config.init={str(workdir)!r} is not a run: {error}") from None
 
 
 def assemble(config: Config, meta: Meta, values: Mapping[str, Any], *, training: bool = True) -> Experiment:
-    """Build the system of a config for the facts of a training split.
+    """Build the system of a config for the metadata of a training split.
 
     Args:
       values: those of `preprocessing`.
-      training: whether it is trained; if not, warnings of what it is trained on are left out.
+      training: whether it will be trained; if not, warnings about the training split are left out.
     """
     log = logging.getLogger("mljax.training")
     level = log.level
@@ -207,8 +208,7 @@ def assemble(config: Config, meta: Meta, values: Mapping[str, Any], *, training:
 
 
 def _assembled(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experiment:
-    if config.dtype not in DTYPES:
-        raise UserError(f"config.dtype is {config.dtype!r}{nearest(config.dtype, DTYPES)}.")
+    one_of("config.dtype", config.dtype, DTYPES)
     if not meta.num_labels:
         raise UserError(f"{meta.name} has no classes.")
     common = {"dtype": DTYPES[config.dtype], "axis": axis_of(config.parallel)}
@@ -253,7 +253,7 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
 
     variables = jax.jit(init)((key, draw))
     config = experiment.config
-    if config.weights.name is None or config.get("init"):  # mljax.warm_start.of_run has more than a backbone
+    if config.weights.name is None or config.get("init"):  # that run has more than a backbone
         return variables
     record = weights.resolve(config.weights.name, config.backbone.name)
     loaded = weights.load(
@@ -262,8 +262,8 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
     )  # fmt: skip
     for collection in ("params", "batch_stats"):
         if "backbone" in variables.get(collection, {}):
-            own = variables[collection]["backbone"]
-            merged = merge(own, loaded.get(collection, {}), skip=tuple(config.weights.skip))
+            fresh = variables[collection]["backbone"]
+            merged = merge(fresh, loaded.get(collection, {}), skip=tuple(config.weights.skip))
             variables[collection] = {**variables[collection], "backbone": merged}
     return variables
 
@@ -285,6 +285,5 @@ def listing() -> str:
     lines = []
     for kind in ("systems", "backbones", "data", "data.observe", "losses"):
         lines.append(f"{kind}:")
-        found = {*names(kind), *(WHOLE if kind == "losses" else ())}
-        lines += [f"  {name}" for name in sorted(found)]
+        lines += [f"  {name}" for name in sorted({*names(kind), *(WHOLE if kind == "losses" else ())})]
     return "\n".join(lines)

@@ -27,23 +27,23 @@ def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[d
     """
     eps: dict[tuple[str, ...], float] = {}
 
-    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    def record(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
             eps[context.module.path] = context.module.eps
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(look):
+    with nn.intercept_methods(record):
         jax.eval_shape(lambda v, b: system.apply(v, b, train=False), variables, batch)
     params: dict[Any, Any] = flatten_dict(dict(variables["params"]))
     stats: dict[Any, Any] = flatten_dict(dict(variables.get("batch_stats", {})))
     folded = 0
-    for path, own in eps.items():
+    for path, epsilon in eps.items():
         kernel = (*path[:-1], path[-1].replace("bn", "conv"), "kernel")  # conv1 bn1, k_conv k_bn, .. in all backbones
         if (*path, "scale") not in params or kernel not in params or (*kernel[:-1], "bias") in params:
             continue
         gain, bias = (params.pop((*path, name)) for name in ("scale", "bias"))
         mean, var = (stats.pop((*path, name)) for name in ("mean", "var"))
-        gain = np.asarray(gain, np.float64) / np.sqrt(np.asarray(var, np.float64) + own)
+        gain = np.asarray(gain, np.float64) / np.sqrt(np.asarray(var, np.float64) + epsilon)
         params[kernel] = (np.asarray(params[kernel]) * gain).astype(np.float32)
         params[(*path, "bias")] = (np.asarray(bias) - np.asarray(mean) * gain).astype(np.float32)
         folded += 1

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is under way is finished and saved first."""
+"""Ctrl-C and SIGTERM: the step that runs is finished and saved first."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-TOLD = b"\nstopping as soon as it is saved; press Ctrl-C again to leave at once\n"
+STOPPING = b"\nstopping as soon as it is saved; press Ctrl-C again to leave at once\n"
 
 
 class Stop(Exception):
@@ -20,14 +20,14 @@ def interruptible() -> Iterator[list[float]]:
 
     Not one within a second of the first: launchers pass on what the terminal has sent to everyone already.
     """
-    asked: list[float] = []
+    signals: list[float] = []
 
     def handler(number: int, frame: Any) -> None:
-        if not asked:
-            asked.append(time.monotonic())
+        if not signals:
+            signals.append(time.monotonic())
             with contextlib.suppress(OSError):
-                os.write(2, TOLD)  # a plain write: the handler may have cut into any other
-        elif number == signal.SIGINT and time.monotonic() - asked[0] > 1:
+                os.write(2, STOPPING)  # a plain write: the handler may have cut into any other
+        elif number == signal.SIGINT and time.monotonic() - signals[0] > 1:
             raise Stop("stopped at once; the last checkpoint is whole, run the same command to go on from it")
 
     old: dict[int, Any] = {}
@@ -35,7 +35,7 @@ def interruptible() -> Iterator[list[float]]:
         for number in (signal.SIGINT, signal.SIGTERM):
             with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch there
                 old[number] = signal.signal(number, handler)
-        yield asked
+        yield signals
     finally:
         for number, previous in old.items():
             signal.signal(number, previous)

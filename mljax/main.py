@@ -13,7 +13,7 @@ from mljax.config.command import guarded
 from mljax.config.flags import USAGE, parse
 from mljax.config.overrides import override
 from mljax.config.reading import read_config
-from mljax.errors import Full, UserError
+from mljax.errors import OutOfMemory, UserError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     except Stop as stop:
         print(f"mljax: {stop}", file=sys.stderr)
         return 130
-    except Full as full:
+    except OutOfMemory as full:
         words = [f"--config={flags['config']}"]
         words += [f"--config.{key}={value}" for key, value in flags["overrides"] if key != f"{full.section}.batch_size"]
         words += [f"--stage={full.stage}"] if len(config.stages) > 1 else []

@@ -4,6 +4,7 @@ A loss in this library obeys one rule: the mean over devices of what each device
 Then `pmean` of the gradients is the gradient of that loss, with `all_gather` and `pmean` inside it or not.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mljax.errors import UserError
+from mljax.errors import UserError, one_of
 
 AXIS = "data"
 
@@ -34,8 +35,7 @@ def all_gather(x: Any, axis: str | None) -> Any:
 
 def axis_of(parallel: str) -> str | None:
     """The axis name that modules and losses get: "data" under pmap, None under jit."""
-    if parallel not in ("jit", "pmap"):
-        raise UserError(f"config.parallel is {parallel!r}; it is 'jit' or 'pmap'.")
+    one_of("config.parallel", parallel, ("jit", "pmap"))
     return AXIS if parallel == "pmap" else None
 
 
@@ -52,17 +52,35 @@ def devices_for(count: int | None) -> list[Any]:
     return devices[:count]
 
 
+@dataclasses.dataclass(frozen=True)
+class Shardings:
+    """How arrays lie on some devices.
+
+    Attributes:
+      whole: on each of them.
+      split: along the first axis, a part on each.
+    """
+
+    whole: NamedSharding
+    split: NamedSharding
+
+
+def shardings(devices: list[Any]) -> Shardings:
+    """Those over one axis of all of the devices."""
+    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    return Shardings(NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS)))
+
+
 def compile_step(
     step: Callable[[Any, Any], tuple[Any, Any]], parallel: str, devices: list[Any]
 ) -> tuple[Callable, Callable, Callable]:
     """Compile `step(state, batch) -> (state, metrics)` for some devices.
 
     Returns:
-      (step, place_state, place): the compiled step, which donates its state; what puts a host state and a host batch
-      where the step wants them. The state is never replicated by hand.
+      (step, place_state, place): the compiled step, which donates its state, and two functions that put a host state and
+      a host batch on the devices for it. The state is never replicated by hand.
     """
-    mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
-    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    on = shardings(devices)
     if parallel == "pmap" and jax.process_count() > 1:
         raise UserError("config.parallel='pmap' is for the devices of one host; set config.parallel='jit' on several.")
     if parallel == "pmap":
@@ -70,13 +88,14 @@ def compile_step(
             step, axis_name=AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0, devices=devices
         )
 
-        def place(batch: Any) -> Any:  # given to the step as they are, host arrays would be copied while it waits
+        def place(batch: Any) -> Any:  # the step would wait while it copies host arrays
             parts = jax.tree.map(lambda x: _split(x, len(devices)), batch)
-            return jax.device_put(parts, split)
+            return jax.device_put(parts, on.split)
 
-        return compiled, lambda state: jax.device_put(state, whole), place
-    compiled = jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
-    return compiled, lambda state: _put(state, whole), lambda batch: _put(batch, split)
+        return compiled, lambda state: jax.device_put(state, on.whole), place
+    whole = (on.whole, on.whole)
+    compiled = jax.jit(step, in_shardings=(on.whole, on.split), out_shardings=whole, donate_argnums=0)
+    return compiled, lambda state: _put(state, on.whole), lambda batch: _put(batch, on.split)
 
 
 def _split(x: np.ndarray, count: int) -> np.ndarray:
@@ -93,7 +112,7 @@ def _put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def check_batch(batch_size: int, devices: int) -> None:
-    """A batch must divide over the devices: said once, before anything is compiled."""
+    """Raise a UserError, before anything is compiled, for a batch that does not divide over the devices."""
     if batch_size % devices:
         raise UserError(
             f"A batch of {batch_size} does not divide over {devices} devices; make config.optim.batch_size a multiple"

@@ -32,12 +32,12 @@ def photos(paths: Iterable[str]) -> Iterator[Path]:
     for text in paths:
         path = Path(text)
         if path.is_dir():
-            found = sorted(
+            images = sorted(
                 p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.name[0] != "." and p.is_file()
             )
-            if not found:
+            if not images:
                 raise UserError(f"The folder {path} holds no image ({' '.join(ENDINGS)}).")
-            yield from found
+            yield from images
         elif path.exists():
             yield path
         else:
@@ -85,15 +85,15 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
         "--labels", help="names to score in place of the run's, of a zero-shot ML-Decoder: zebra,giraffe"
     )
     parser.add_argument(
-        "--vectors", help="where their vectors are: a file with names, or glove; else where the run's are"
+        "--vectors", help="where their vectors are: a file with names, or glove; default: as the run's config says"
     )
     parser.add_argument("--known", help="labels that are known of all photos, of a C-Tran: dog=1,cat=0")
     args = parser.parse_args(argv)
     args.known = None if args.known is None else from_text(args.known)
     if not 0 <= args.threshold <= 1:
-        raise UserError(f"--threshold={args.threshold:g} is no probability; it must be from 0 to 1.")
+        raise UserError(f"--threshold={args.threshold:g} is not a probability; expected a number from 0 to 1.")
     if args.top is not None and args.top < 1:
-        raise UserError(f"--top={args.top} asks for no label; it must be at least 1.")
+        raise UserError(f"--top={args.top} is not a number of labels; expected at least 1.")
     return args
 
 

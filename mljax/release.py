@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mljax import experiment, rundir, train
+from mljax import experiment, rundir
+from mljax.config.derive import derive
 from mljax.config.overrides import override
 from mljax.config.reading import read_config
 from mljax.data import unseen
 from mljax.errors import UserError
 from mljax.rundir.checkpoint import Checkpoints
+from mljax.train import create_state
 from mljax.types import Meta
 from mljax.weights.published import convert, of, read_files
 
@@ -32,18 +34,18 @@ def to_run(paths: Sequence[str], config: Any, workdir: Path, classes: Sequence[s
     """
     files = [Path(p).expanduser() for p in paths]
     if (workdir / "config.json").exists():
-        raise UserError(f"{workdir} holds a run already; name another --workdir.")
+        raise UserError(f"{workdir} already holds a run; name another --workdir.")
     meta, values = _meta(config, classes), experiment.preprocessing(config)  # mean and std of the usual weights
-    config.weights.name, config.ema, config.stages, config.eval.select = None, 0.0, (), "last"
+    config = derive(config, {"weights.name": None, "ema": 0.0, "stages": (), "eval.select": "last"})
     run = experiment.assemble(config, meta, values)
     state = read_files(files, of(run.system))
     variables = jax.device_get(experiment.init_variables(run, 0))
     variables = convert(state, run.system, config.backbone.name, variables, files[0])
     rundir.open_run(workdir, config)
     rundir.save_meta(workdir, meta, values)
-    tx = optax.set_to_zero()  # nothing is trained: no optimiser's memory is kept
+    tx = optax.set_to_zero()  # nothing is trained, so no state of an optimizer is kept
     with Checkpoints(workdir / "checkpoints" / "0", keep_best_of="mAP") as checkpoints:
-        state = train.create_state(jax.tree.map(jnp.asarray, variables), tx, ema=0.0, seed=config.seed)
+        state = create_state(jax.tree.map(jnp.asarray, variables), tx, ema=0.0, seed=config.seed)
         checkpoints.save(0, state, meta={"stage": 0, "step": 0, "kind": "raw", "source": [f.name for f in files]})
     return workdir
 
@@ -74,6 +76,6 @@ def command(
     chosen = read_config(config)
     for key, value in overrides:
         override(chosen, key, value)
-    to_run(files, chosen.unlock(), workdir, names)
+    to_run(files, chosen, workdir, names)
     print(f"run directory: {workdir}")
     return 0

@@ -12,6 +12,7 @@ import numpy as np
 
 from mljax import experiment, fold, optim, rundir, scoring, zero_shot
 from mljax.build import find, keywords
+from mljax.config.derive import derive
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
@@ -21,7 +22,7 @@ from mljax.pictures.overlays import hot
 from mljax.pipeline import loader
 from mljax.pipeline.images import ImageError, decode
 from mljax.rundir.checkpoint import Checkpoints
-from mljax.types import Outputs
+from mljax.types import Config, Outputs
 
 FOLD_FROM = 100  # images for which folding, about a second for a ResNet-101, is worth it on a CPU
 
@@ -51,12 +52,12 @@ class Run:
         example = jax.eval_shape(lambda: self.experiment.prepare(experiment.example_batch(self.experiment, 1)))
         return jax.device_put(fold.fold(self.experiment.system, self.variables, example)[0])
 
-    def _forward(self, variables: Any, image: jax.Array, told: jax.Array) -> tuple[jax.Array, Outputs]:
+    def _forward(self, variables: Any, image: jax.Array, known: jax.Array) -> tuple[jax.Array, Outputs]:
         batch = {
             "image": image,
-            "labels": told[:, 1],
-            "observed": told[:, 0],
-            "known": told[:, 0],
+            "labels": known[:, 1],
+            "observed": known[:, 0],
+            "known": known[:, 0],
             "index": np.zeros(len(image), np.int32),
             "mask": np.ones(len(image), np.float32),
         }
@@ -74,10 +75,10 @@ class Run:
 
         Args:
           images: as `scores` takes them.
-          skip: told of every image that cannot be read, which is then left out; None: it is an error.
+          skip: called with every image that cannot be read, which is then left out; None: it is an error.
           known: as `scores` takes it.
         """
-        told = to_array(known, len(images), self.experiment)
+        given = to_array(known, len(images), self.experiment)
         variables = self.folded if len(images) >= FOLD_FROM else self.variables
         views = self.experiment.eval_views or (self.experiment.eval_transform(),)
         rng = np.random.default_rng(0)
@@ -96,22 +97,22 @@ class Run:
                     raise
                 skip(image, error)
             if kept and (len(kept) == size or number == len(images)):
-                yield kept, *self._batch(variables, pixels, size, told[rows])
+                yield kept, *self._batch(variables, pixels, size, given[rows])
                 kept, pixels, rows = [], [], []
 
     def _batch(
-        self, variables: Any, pixels: list[list[np.ndarray]], size: int, told: np.ndarray
+        self, variables: Any, pixels: list[list[np.ndarray]], size: int, known: np.ndarray
     ) -> tuple[np.ndarray, Outputs]:
         """(b) lists of views -> probabilities (b l) and outputs; padded, so that one program serves all batches."""
-        found = []
+        results = []
         for view in zip(*pixels):
-            batch = {"image": np.stack(view), "told": told, "mask": np.ones(len(view), np.float32)}
+            batch = {"image": np.stack(view), "known": known, "mask": np.ones(len(view), np.float32)}
             batch = loader.pad(batch, size)
-            scores, out = self._apply(variables, batch["image"], batch["told"])
-            found.append((np.asarray(scores)[: len(pixels)], out))
-        outputs = jax.tree.map(lambda x: np.asarray(x)[: len(pixels)], found[0][1])
-        probabilities = sigmoid(np.mean([scores for scores, _ in found], axis=0))
-        return np.where(told[:, 0] > 0, told[:, 1], probabilities), outputs
+            scores, out = self._apply(variables, batch["image"], batch["known"])
+            results.append((np.asarray(scores)[: len(pixels)], out))
+        outputs = jax.tree.map(lambda x: np.asarray(x)[: len(pixels)], results[0][1])
+        probabilities = sigmoid(np.mean([scores for scores, _ in results], axis=0))
+        return np.where(known[:, 0] > 0, known[:, 1], probabilities), outputs
 
     def scores(self, images: Sequence[Any], *, known: Known | None = None) -> np.ndarray:
         """(N l) probabilities.
@@ -122,10 +123,10 @@ class Run:
             Their probabilities are the values given.
         Raises:
           ImageError: an image that cannot be read, named.
-          UserError: `known` names no label of this run, or the system cannot be told any.
+          UserError: `known` names no label of this run, or the system does not take known labels.
         """
-        found = [scores for _, scores, _ in self.stream(_listed(images), known=known)]
-        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
+        batches = [scores for _, scores, _ in self.stream(_listed(images), known=known)]
+        return np.concatenate(batches) if batches else np.zeros((0, len(self.classes)), np.float32)
 
     def predict(
         self, images: Sequence[Any], *, threshold: float = 0.5, top: int | None = None, known: Known | None = None
@@ -170,6 +171,10 @@ class Run:
         run, variables = zero_shot.with_labels(self.experiment, self.variables, labels, vectors=vectors)
         return dataclasses.replace(self, experiment=run, variables=variables)
 
+    def with_config(self, config: Config) -> "Run":
+        """This run under another config, such as another split or another definition of average precision."""
+        return dataclasses.replace(self, experiment=dataclasses.replace(self.experiment, config=config))
+
     def evaluate(
         self, split: str | None = None, *, labels: Sequence[str] | str | None = None, vectors: str | None = None
     ) -> dict[str, Any]:
@@ -184,12 +189,12 @@ class Run:
         name = split or config.splits.eval
         run, variables, source = zero_shot.evaluation(self.experiment, self.variables, name, labels, vectors)
         other = dataclasses.replace(self, experiment=run, variables=variables)
-        source = scoring.without_given(run, source)
+        source = scoring.scored_split(run, source)
         scores = scoring.Scorer(run, jax.devices()).scores(other.folded, source, None, config)
         share = config.system.get("eval_known", 0.0)
-        shown = f"{name}_{config.eval.definition}" + (f"_known_{share:g}" if share else "")
-        shown += "" if labels is None else f"_{labels if labels in zero_shot.GROUPS else 'labels'}"
-        suffix = "_" + re.sub(r"\W+", "_", shown).strip("_")
+        suffix = f"{name}_{config.eval.definition}" + (f"_known_{share:g}" if share else "")
+        suffix += "" if labels is None else f"_{labels if labels in zero_shot.GROUPS else 'labels'}"
+        suffix = "_" + re.sub(r"\W+", "_", suffix).strip("_")
         means = None if labels is None else lambda aps: zero_shot.means(self.classes, aps)
         return scoring.write(
             self.workdir, scores, source, config, by=self.selected_by, step=self.step, suffix=suffix, means=means
@@ -205,21 +210,22 @@ def load(
       workdir: its run directory; the data set is not needed.
       checkpoint: "selected" (what the run reported), "last" or "best".
       ema: averaged parameters; None: as the run reported.
-      known: share of labels that `evaluate` tells a system that predicts with some known; None: as the run's config.
+      known: share of labels that `evaluate` gives to a system that predicts with known labels; None: as the run's config.
     Raises:
-      UserError: no run there, no checkpoint yet, or a damaged one.
+      UserError: there is no run, no checkpoint yet, or a damaged one.
     """
     workdir = Path(workdir)
     stages = stage_configs(rundir.load_config(workdir))
     folders = [f for i in range(len(stages)) if any((f := workdir / "checkpoints" / f"{i}").glob("[0-9]*"))]
     if not folders:
         raise UserError(f"{workdir} holds no checkpoint yet; train it first: run the training command again.")
-    config: Any = stages[int(folders[-1].name)]
-    config.parallel = "jit"
+    config = stages[int(folders[-1].name)]
+    changes: dict[str, Any] = {"parallel": "jit"}
     if known is not None:
         if "eval_known" not in keywords(find("systems", config.system.name)):
-            raise UserError(f"The system {config.system.name!r} cannot be told labels; leave out --known.")
-        config.system.eval_known = float(known)
+            raise UserError(f"The system {config.system.name!r} does not take known labels; leave out --known.")
+        changes["system.eval_known"] = float(known)
+    config = derive(config, changes)
     meta, values = rundir.load_meta(workdir), rundir.load_preprocessing(workdir)
     run = experiment.assemble(config, meta, values, training=False)
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
@@ -227,14 +233,14 @@ def load(
         step = checkpoints.latest if which == "last" else checkpoints.best
         if step is None:
             raise UserError(f"{workdir} holds no {which} checkpoint yet; train it further.")
-        found, meta = checkpoints.restore_params(which), checkpoints.meta(step)
+        state, record = checkpoints.restore_params(which), checkpoints.meta(step)
     if ema is None:
-        ema = found["ema"] is not None and (which == "last" or meta.get("kind") == "ema")
-    chosen = {"params": found["params"], **found["variables"]}
+        ema = state["ema"] is not None and (which == "last" or record.get("kind") == "ema")
+    chosen = {"params": state["params"], **state["variables"]}
     if ema:
-        if found["ema"] is None:
+        if state["ema"] is None:
             raise UserError(f"{workdir} kept no averaged parameters (config.ema is 0).")
-        chosen = optim.averaged(found["params"], found["variables"], found["ema"])
+        chosen = optim.averaged(state["params"], state["variables"], state["ema"])
     by = f"{which} checkpoint, step {step} ({'ema' if ema else 'raw'})"
     return Run(workdir, run, jax.device_put(chosen), by, step)
 

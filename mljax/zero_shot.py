@@ -15,6 +15,7 @@ import numpy as np
 
 from mljax import experiment
 from mljax.build import find
+from mljax.config.derive import derive
 from mljax.data.labels import key, spelled_twice
 from mljax.data.source import Source
 from mljax.data.unseen import columns, named
@@ -68,20 +69,20 @@ def with_labels(
 
 def _vectors(run: Experiment, labels: tuple[str, ...], vectors: str | None, every: tuple[str, ...]) -> np.ndarray:
     """(l e): of trained labels the run's own, of others by name from the source that is given, or the run's."""
-    meta, config = run.meta, run.config.copy_and_resolve_references()
+    meta, config = run.meta, run.config
     trained = {} if meta.vectors is None else dict(zip(map(key, meta.classes), meta.vectors, strict=True))
     new = tuple(name for name in labels if key(name) not in trained)
     if vectors is not None:
-        config.vectors = vectors
+        config = derive(config, {"vectors": vectors})
     if new and config.vectors.endswith(UNNAMED) and not every:
         raise UserError(
             f"{config.vectors!r} has vectors without names, so {new[0]!r} cannot be looked up in it; give --vectors a"
             " file with names, or 'glove'."
         )
-    found = experiment.label_vectors(config, new, every) if new else None
-    if new and found is None:
+    of_new = experiment.label_vectors(config, new, every) if new else None
+    if new and of_new is None:
         raise UserError(f"There is no vector for {new[0]!r}; give --vectors a file of names and vectors, or 'glove'.")
-    table = {**trained, **({} if found is None else dict(zip(map(key, new), found, strict=True)))}
+    table = {**trained, **({} if of_new is None else dict(zip(map(key, new), of_new, strict=True)))}
     rows = [table[key(name)] for name in labels]
     if len({row.shape for row in rows}) > 1:
         raise UserError(
@@ -100,27 +101,27 @@ def evaluation(
       labels: None: those of the run, which must be the split's; "all" of the data set, those that were "seen" in
         training, those that were not ("unseen"), or names.
     """
-    config, own = run.config, run.meta.classes
+    config, trained = run.config, run.meta.classes
     source = _source(config, split)
     if labels is None:
         unseen = named(config.unseen)
         names = [name for name in source.classes if name not in unseen]
-        if tuple(names) != own:
+        if tuple(names) != trained:
             raise UserError(
                 f"{source.name} has other classes than this run; evaluate it on its own data set, or a zero-shot"
                 " ML-Decoder with --labels=all."
             )
         return run, variables, columns(source, names) if unseen else source
-    seen = {key(name) for name in own}
-    wanted = named(labels)
-    if len(wanted) == 1 and wanted[0] in GROUPS:
-        fits = {"all": (True, False), "seen": (True,), "unseen": (False,)}[wanted[0]]
+    seen = {key(name) for name in trained}
+    chosen = named(labels)
+    if len(chosen) == 1 and chosen[0] in GROUPS:
+        fits = {"all": (True, False), "seen": (True,), "unseen": (False,)}[chosen[0]]
         names = [name for name in source.classes if (key(name) in seen) in fits]
         if not names:
-            kind = "none that this run was trained on" if wanted[0] == "seen" else "no label that training did not have"
+            kind = "none that this run was trained on" if chosen[0] == "seen" else "no label that training did not have"
             raise UserError(f"{source.name} has {kind}.")
     else:
-        names = list(wanted)
+        names = list(chosen)
         for name in names:
             if name not in source.classes:
                 raise UserError(
@@ -133,17 +134,15 @@ def evaluation(
 
 def _source(config: Config, split: str) -> Source:
     """A split with all of its classes."""
-    config = config.copy_and_resolve_references()
-    config.unseen = ()
-    return experiment.source(config, split, training=False)
+    return experiment.source(derive(config, {"unseen": ()}), split, training=False)
 
 
 def means(trained: Sequence[str], per_class: Mapping[str, float | None]) -> dict[str, dict[str, float | int | None]]:
     """mAP of the labels that a run was trained on, and of the others, from the AP of each class."""
     seen = {key(name) for name in trained}
-    found = {}
+    groups = {}
     for name, of_training in (("seen", True), ("unseen", False)):
         of = [ap for label, ap in per_class.items() if (key(label) in seen) == of_training and ap is not None]
         if of:
-            found[name] = {"labels": len(of), "mAP": float(np.mean(of))}
-    return found
+            groups[name] = {"labels": len(of), "mAP": float(np.mean(of))}
+    return groups

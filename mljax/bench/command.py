@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mljax.config.command import Parser
+from mljax.config.derive import derive
 from mljax.config.flags import parse
 from mljax.config.overrides import override
 from mljax.config.reading import read_config
@@ -27,36 +28,36 @@ USUAL = PARTS[:4]
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Arguments of the config (--config=.., --config.KEY=..) and all others."""
-    own, rest, words = [], [], list(argv)
+    config, rest, words = [], [], list(argv)
     while words:
         word = words.pop(0)
         if re.match(r"--?config([.=]|$)", word):
-            own.append(word)
+            config.append(word)
             if "=" not in word and words:
-                own.append(words.pop(0))
+                config.append(words.pop(0))
         else:
             rest.append(word)
-    return own, rest
+    return config, rest
 
 
 def arguments(argv: list[str]) -> tuple[Any, list[str]]:
     own, rest = split(argv)
     parser = Parser("bench", __doc__)
     parser.add_argument("--config", metavar="FILE[:WORDS]", help="and --config.KEY=VALUE: as of mljax.main; needed")
-    parser.add_argument("--against", choices=("torch",), help="run the same in PyTorch, in turns, and tell ratios")
+    parser.add_argument("--against", choices=("torch",), help="run the same in PyTorch, in turns, and print ratios")
     parser.add_argument("--only", help=f"some of {','.join(PARTS)}; default {','.join(USUAL)}")
     parser.add_argument("--stage", type=int, default=1, help="of a config that has several")
     parser.add_argument("--batch", type=int, help="config.optim.batch_size")
     parser.add_argument("--size", type=int, help="config.input.size")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="config.dtype")
     parser.add_argument("--labels", type=int, help="of the synthetic data; default: as many as the data set has")
-    parser.add_argument("--rounds", type=int, default=5, help="in which all sides take turns; medians are told")
+    parser.add_argument("--rounds", type=int, default=5, help="in which all sides take turns; medians are printed")
     parser.add_argument("--fold", action="store_true", help="inference also with batch normalisation folded")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device, where it is not known")
     parser.add_argument(
         "--find-batch", action="store_true", help="the largest training batch that fits; --only=infer: evaluation batch"
     )
-    parser.add_argument("--memory", type=float, help="GB that --find-batch may use; default: what is there")
+    parser.add_argument("--memory", type=float, help="GB that --find-batch may use; default: what is free")
     parser.add_argument("--scale", help="cost against batch, resolution, labels, devices or rows: JSON and a plot")
     parser.add_argument("--values", help="of --scale, e.g. 1,2,4,8")
     parser.add_argument("--profile", metavar="FOLDER", help="a trace of what is measured: TensorBoard, XProf, Perfetto")
@@ -95,7 +96,7 @@ def _check_target(args: Any) -> None:
 
 
 def configured(own: list[str], args: Any) -> Config:
-    """The config of one stage, whole and checked."""
+    """The config of one stage with what the flags change of it, checked."""
     from mljax.check import check
     from mljax.config.stages import stage_configs
 
@@ -108,42 +109,42 @@ def configured(own: list[str], args: Any) -> Config:
     stages = stage_configs(config)
     if args.stage > len(stages):
         raise UserError(f"--stage={args.stage}: {flags['config']} has {len(stages)}.")
-    config, args.staged = stages[args.stage - 1], bool(config.stages)
+    stage, args.staged = stages[args.stage - 1], bool(config.stages)
+    changes: dict[str, Any] = {}
     if args.batch:
-        config.optim.batch_size = config.eval.batch_size = args.batch
+        changes |= {"optim.batch_size": args.batch, "eval.batch_size": args.batch}
     if args.size:
-        config.input.size = args.size
-        with config.unlocked():  # cached views are of that size too
-            for key in ("train_views", "eval_views"):
-                views = config.cache[key]
-                config.cache[key] = tuple(re.sub(r"^\d+", str(args.size), view) for view in views)
+        changes["input.size"] = args.size
+        for key in ("train_views", "eval_views"):  # cached views are of that size too
+            changes[f"cache.{key}"] = tuple(re.sub(r"^\d+", str(args.size), view) for view in stage.cache[key])
     if args.dtype:
-        config.dtype = args.dtype
+        changes["dtype"] = args.dtype
+    config = derive(stage, changes)
     check(config)
     return config
 
 
 def find_batch(config: Config, args: Any) -> int:
-    """The largest batch that fits, of training or with --only=infer of an evaluation, told in one line."""
+    """The largest batch that fits, of training or with --only=infer of an evaluation, printed in one line."""
     from mljax.bench import target, timing
     from mljax.bench.model import Model, fits, largest_batch
 
     part, section = ("infer", "eval") if args.only == ("infer",) else ("train", "optim")
-    there = target.devices(args.target, config.devices or 1) if args.target else None
-    model = Model(config, labels=args.labels, devices=there)
+    elsewhere = target.devices(args.target, config.devices or 1) if args.target else None
+    model = Model(config, labels=args.labels, devices=elsewhere)
     device, share = model.devices[0], len(model.devices)
     known = target.memory_limit(args.target) if args.target else timing.memory_limit(device)
     limit = int(args.memory * 1e9) if args.memory else known
     if limit is None and device.platform == "cpu":
-        raise UserError("How much memory there is is not known here; give --memory=GB.")
-    # simulated devices of a CPU share its memory; XLA tells what one of them holds
+        raise UserError("The size of the memory is not known here; give --memory=GB.")
+    # simulated devices of a CPU share its memory; XLA says what one of them holds
     limit = limit // share if limit and device.platform == "cpu" else limit
-    run = device.platform != "cpu" and there is None
+    run = device.platform != "cpu" and elsewhere is None
 
     def tried(batch: int) -> bool:
-        found = fits(model, limit, batch, run=run, part=part)
-        print(f"a batch of {batch} {'fits' if found else 'does not fit'}", file=sys.stderr, flush=True)
-        return found
+        good = fits(model, limit, batch, run=run, part=part)
+        print(f"a batch of {batch} {'fits' if good else 'does not fit'}", file=sys.stderr, flush=True)
+        return good
 
     size = largest_batch(tried, share)
     memory = f"{limit * (share if device.platform == 'cpu' else 1) / 1e9:.1f} GB" if limit else "its memory"
@@ -162,10 +163,10 @@ def measured(config: Config, args: Any, own: list[str]) -> dict[str, Any]:
 
         return target.measured(config, args)
     from mljax.bench import measure
-    from mljax.bench.report import machine, told
+    from mljax.bench.report import machine, machine_line
 
     result = {"machine": machine()}
-    print(told(result), flush=True)
+    print(machine_line(result), flush=True)
     return result | measure.measured(config, args, own)
 
 

@@ -110,11 +110,11 @@ def counts(table: list[Move]) -> dict[str, int]:
     return found | {"largest_bytes": table[0].size if table else 0}
 
 
-def told(found: dict[str, int]) -> str:
+def summary(n: dict[str, int]) -> str:
     """`counts` in words."""
     return (
-        f"{found['alone']} copies and transposes of {found['alone_bytes'] / 1e6:.1f} MB, {found['fused']} of"
-        f" {found['fused_bytes'] / 1e6:.1f} MB within other work, the largest of {found['largest_bytes'] / 1e6:.1f} MB"
+        f"{n['alone']} copies and transposes of {n['alone_bytes'] / 1e6:.1f} MB, {n['fused']} of"
+        f" {n['fused_bytes'] / 1e6:.1f} MB within other work, the largest of {n['largest_bytes'] / 1e6:.1f} MB"
     )
 
 

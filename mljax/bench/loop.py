@@ -6,7 +6,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,22 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mljax import experiment, scoring, train
+from mljax import experiment
 from mljax.bench.model import PLAIN, synthetic_meta
 from mljax.bench.timing import Turns, trace
+from mljax.config.derive import derive
 from mljax.data.source import Source
+from mljax.experiment import Experiment
 from mljax.pipeline import feature_cache
-from mljax.rundir import progress
 from mljax.rundir.checkpoint import Checkpoints
-from mljax.types import Config, Meta
+from mljax.rundir.progress import Meter, Writer
+from mljax.train import evaluation
+from mljax.train.loop import Loop, Plan
+from mljax.train.stage import Cache, Splits, StageSpec, build
+from mljax.train.trainer import Trainer
+from mljax.types import Config, Meta, TrainState
+
+Batches = Callable[[int, int], Iterator[Any]]  # (first step, end) -> host batches
 
 PHOTO = (500, 375)  # w, h, as VOC's
 
@@ -51,8 +59,7 @@ def photos(count: int = 16) -> Photos:
 
 def source(meta: Meta, rows: int, name: str) -> Source:
     """A split of synthetic photos with labels of a synthetic meta."""
-    chosen = np.arange(rows) % len(meta.labels)
-    labels = meta.labels[chosen]
+    labels = meta.labels[np.arange(rows) % len(meta.labels)]
     return Source(
         name=f"synthetic {name}", classes=meta.classes, ids=[f"{name} {i}" for i in range(rows)], labels=labels,
         observed=np.ones_like(labels), scored=np.ones_like(labels), read=photos(), fingerprint="synthetic",
@@ -77,83 +84,105 @@ class Shares:
 
     def percent(self) -> dict[str, float]:
         """Of the total; the step is what the other two leave."""
-        found = {"input": self.input, "evaluation": self.evaluation}
-        found = {"step": self.total - sum(found.values()), **found}
-        return {name: 100 * value / self.total for name, value in found.items()}
+        step = self.total - self.input - self.evaluation
+        seconds = {"step": step, "input": self.input, "evaluation": self.evaluation}
+        return {name: 100 * value / self.total for name, value in seconds.items()}
 
 
-class Rehearsal(train.Stage):
-    """The trainer's stage on synthetic photos, with a clock; nothing of it is kept."""
+class Rehearsal:
+    """The trainer's stage on synthetic photos, and hooks of its loop that measure time and keep nothing.
 
-    def __init__(self, config: Config, workdir: Path, writer: progress.Writer, steps: int, labels: int | None):
-        super().__init__(config, workdir, 0, 1, writer)
-        self.steps_per_epoch, self.total = 100, steps  # a schedule wants some steps
-        self.meta = synthetic_meta(config, labels)
-        size = config.optim.batch_size
-        self.train = source(self.meta, max(size, min(steps * size, 4096)), "training")
+    Attributes:
+      stage: whole, with a new folder of checkpoints that stays empty.
+      state: to start from.
+      eval: the split that is evaluated.
+      waited, evaluated: seconds in which the loop waited for batches and in which it evaluated.
+    """
+
+    def __init__(self, config: Config, writer: Writer, checkpoints: Checkpoints, steps: int, labels: int | None):
+        config = derive(config, {"weights.name": None})
+        self.meta, size = synthetic_meta(config, labels), config.optim.batch_size
         self.eval = source(self.meta, steps * size, "evaluation")  # as many as were trained on: an epoch of each
-        self.ready = None  # a host batch that takes the place of the input
+        photos = source(self.meta, max(size, min(steps * size, 4096)), "training")
+        self.stage, self.state = build(
+            StageSpec(config, writer.workdir), writer, Splits(photos, self.eval),
+            experiment.assemble(config, self.meta, PLAIN), checkpoints,
+            epoch=100, make_cache=synthetic_cache,  # a schedule wants some steps
+        )  # fmt: skip
+        self.trainer = Trainer(self.stage)
         self.waited = self.evaluated = 0.0
-        self.finished = 0.0
 
-    def prepare(self) -> Any:
-        """Build and compile everything; returns the state."""
-        self.experiment = experiment.assemble(self.config, self.meta, PLAIN)
-        self.checkpoints = Checkpoints(self.folder, keep_best_of="mAP")
-        state = self._initial()
-        self.steps_per_epoch = self.total
-        return state
+    def run(self, state: TrainState, steps: int, batches: Batches) -> TrainState:
+        """The trainer's loop over so many steps, an epoch that ends with an evaluation."""
+        stage, start = self.stage, int(state.step)
+        end = start + steps
+        plan = Plan(end, end, end, stage.config.log_every)
+        meter = Meter(stage.writer, "", start, end, stage.config.optim.batch_size)
+        return Loop(plan, stage.step, stage.place, batches, self, meter).run(state)
 
-    def _cache(self, variables: Any) -> None:
-        """Random endpoints in place of a cache, the same for every image."""
-        config, self.cached, self.cached_eval = self.config, None, None
-        if not config.cache.train_views:
-            return
-        encode, rng = self.experiment.encode(variables), np.random.default_rng(0)
-
-        def maps(text: str) -> dict[str, np.ndarray]:
-            image = np.zeros((1, *[feature_cache.view(text).size] * 2, 3), np.uint8)
-            found = {name: x.shape[1:] for name, x in jax.eval_shape(encode, image).items()}
-            drawn = {name: rng.uniform(0, 1, (1, *shape)).astype(np.float16) for name, shape in found.items()}
-            return {name: np.broadcast_to(x, (2**20, *x.shape[1:])) for name, x in drawn.items()}
-
-        looks = {text: maps(text) for text in dict.fromkeys((*config.cache.train_views, *config.cache.eval_views))}
-        train_maps = {text: looks[text] for text in config.cache.train_views}
-        size, views = config.optim.batch_size, config.input.views
-        self.cached = feature_cache.CachedBatches(self.train, train_maps, size, config.seed, views)
-        self.cached_eval = {feature_cache.view(text).text: looks[text] for text in config.cache.eval_views}
-
-    def _batches(self, start: int) -> Iterator[Any]:
-        if self.ready is not None:
-            for _ in range(start, self.total):
-                yield self.ready
-            return
-        batches = iter(super()._batches(start))
-        try:
-            for _ in range(start, self.total):
+    def batches(self, start: int, end: int) -> Iterator[Any]:
+        """The stage's batches; waiting for them is timed."""
+        batches: Any = self.stage.batches(start, end)
+        with contextlib.closing(batches):
+            for _ in range(start, end):
                 began = time.perf_counter()
                 batch = next(batches)
                 self.waited += time.perf_counter() - began
                 yield batch
-        finally:
-            batches.close()
 
-    def _evaluate(self, state: Any, step: int, meter: Any) -> Any:
+    # --- hooks -------------------------------------------------------------------------------------------------------
+
+    def before_epoch(self, state: TrainState, epoch: int) -> TrainState:
+        return self.trainer.before_epoch(state, epoch)
+
+    def evaluate(self, state: TrainState, step: int, meter: Meter) -> TrainState:
         jax.block_until_ready(state.params)
-        self.finished = time.perf_counter()
-        if self.ready is None:
-            scoring.raw_and_ema(self, state)
-        self.evaluated += time.perf_counter() - self.finished
+        stage, began = self.stage, time.perf_counter()
+        evaluation.evaluate(state, stage.scorer, self.eval, stage.config, stage.cached_eval)
+        self.evaluated += time.perf_counter() - began
         return state
 
-    def _save(self, *_: Any) -> None:
+    def save(self, state: TrainState, step: int) -> None:
         """A rehearsal keeps nothing."""
 
+    def flush(self) -> None:
+        """Nothing was saved."""
 
-def _opened(config: Config, folder: str) -> progress.Writer:
-    writer = progress.Writer(Path(folder))
-    writer.live, writer.console.quiet = False, True
-    return writer
+
+class WithoutEvaluation(Rehearsal):
+    """A rehearsal of the steps alone."""
+
+    def evaluate(self, state: TrainState, step: int, meter: Meter) -> TrainState:
+        jax.block_until_ready(state.params)
+        return state
+
+
+def synthetic_cache(
+    spec: StageSpec, writer: Writer, splits: Splits, experiment: Experiment, variables: Mapping[str, Any]
+) -> Cache:
+    """Random endpoints in place of computed ones, the same for every image."""
+    config, encode, rng = spec.config, experiment.encode(variables), np.random.default_rng(0)
+
+    def endpoints(text: str) -> dict[str, np.ndarray]:
+        image = np.zeros((1, *[feature_cache.view(text).size] * 2, 3), np.uint8)
+        shapes = {name: x.shape[1:] for name, x in jax.eval_shape(encode, image).items()}
+        drawn = {name: rng.uniform(0, 1, (1, *shape)).astype(np.float16) for name, shape in shapes.items()}
+        return {name: np.broadcast_to(x, (2**20, *x.shape[1:])) for name, x in drawn.items()}
+
+    views = {text: endpoints(text) for text in dict.fromkeys((*config.cache.train_views, *config.cache.eval_views))}
+    maps = {text: views[text] for text in config.cache.train_views}
+    size = config.optim.batch_size
+    batches = feature_cache.CachedBatches(splits.train, maps, size, config.seed, config.input.views)
+    return Cache(batches, {feature_cache.view(text).text: views[text] for text in config.cache.eval_views})
+
+
+@contextlib.contextmanager
+def _opened() -> Iterator[tuple[Writer, Checkpoints]]:
+    """A writer that prints nothing, and checkpoints, both in a folder that is removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder, Writer(Path(folder)) as writer:
+        writer.live, writer.console.quiet = False, True
+        with Checkpoints(Path(folder) / "checkpoints" / "0") as checkpoints:
+            yield writer, checkpoints
 
 
 def shares(config: Config, steps: int = 12, labels: int | None = None, profile: str | None = None) -> Shares:
@@ -161,43 +190,35 @@ def shares(config: Config, steps: int = 12, labels: int | None = None, profile: 
 
     With `profile` a trace of it is written there: input threads, copies to the device, and steps beside each other.
     """
-    with tempfile.TemporaryDirectory() as folder, _opened(config, folder) as writer:
-        stage = Rehearsal(config, Path(folder), writer, 1, labels)
-        with config.unlocked():
-            config.eval.every = 1
-        state = stage._loop(stage.prepare())  # compiles the step and the evaluation
-        stage.total = stage.steps_per_epoch = steps + 1  # goes on behind the first step
-        stage.eval = source(stage.meta, steps * config.optim.batch_size, "evaluation")
-        stage.waited = stage.evaluated = 0.0
+    with _opened() as (writer, checkpoints):
+        rehearsal = Rehearsal(config, writer, checkpoints, 1, labels)
+        state = rehearsal.run(rehearsal.state, 1, rehearsal.batches)  # compiles the step and the evaluation
+        rehearsal.eval = source(rehearsal.meta, steps * config.optim.batch_size, "evaluation")
+        rehearsal.waited = rehearsal.evaluated = 0.0
         jax.block_until_ready(state)
         began = time.perf_counter()
         with trace(profile):
-            stage._loop(state)
+            rehearsal.run(state, steps, rehearsal.batches)
             total = time.perf_counter() - began
-        stage.checkpoints.__exit__(None, None, None)
-        return Shares(steps, total, stage.waited, stage.evaluated)
+        return Shares(steps, total, rehearsal.waited, rehearsal.evaluated)
 
 
 def overhead(config: Config, rounds: int = 5, steps: int = 20, labels: int | None = None) -> Turns:
     """The trainer's loop over a batch that is there, in turns with the bare compiled step: sides "trainer", "step".
 
     The loop puts the batch on the device, keeps and fetches metrics, writes metrics.jsonl and the live line; reading
-    and augmenting images is not in it (`shares` tells of that).
+    and augmenting images is not in it (`shares` measures that).
     """
-    with tempfile.TemporaryDirectory() as folder, _opened(config, folder) as writer:
-        stage = Rehearsal(config, Path(folder), writer, steps, labels)
-        found = Turns({"trainer": [], "step": []}, {"trainer": [], "step": []})
-        state = stage.prepare()
-        batches: Any = stage._batches(0)
-        with contextlib.closing(batches):
-            stage.ready = next(batches)
-        placed = stage.place(stage.ready)
+    with _opened() as (writer, checkpoints):
+        rehearsal = WithoutEvaluation(config, writer, checkpoints, steps, labels)
+        stage, state = rehearsal.stage, rehearsal.state
+        with contextlib.closing(rehearsal.batches(0, steps)) as batches:
+            batch = next(batches)
+        placed = stage.place(batch)
 
         def loop() -> None:
             nonlocal state
-            start = int(state.step)
-            stage.total = stage.steps_per_epoch = start + steps
-            state = stage._loop(state)
+            state = rehearsal.run(state, steps, lambda start, end: (batch for _ in range(start, end)))
 
         def bare() -> None:
             nonlocal state
@@ -207,14 +228,14 @@ def overhead(config: Config, rounds: int = 5, steps: int = 20, labels: int | Non
 
         loop()
         bare()
+        turns = Turns({"trainer": [], "step": []}, {"trainer": [], "step": []})
         for i in range(rounds):
             for name, run in (("trainer", loop), ("step", bare))[:: 1 if i % 2 == 0 else -1]:
                 wall, cpu = time.perf_counter(), time.process_time()
                 run()
-                found.wall[name].append((time.perf_counter() - wall) / steps)
-                found.cpu[name].append((time.process_time() - cpu) / steps)
-        stage.checkpoints.__exit__(None, None, None)
-        return found
+                turns.wall[name].append((time.perf_counter() - wall) / steps)
+                turns.cpu[name].append((time.process_time() - cpu) / steps)
+        return turns
 
 
 def metrics_seconds(rows: int, labels: int, rounds: int = 3) -> float:

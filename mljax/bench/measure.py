@@ -1,4 +1,4 @@
-"""What `--only` chooses from: throughput, compile time, shares of the loop, overhead; told as it is measured."""
+"""What `--only` chooses from: throughput, compile time, shares of the loop, overhead; printed as it is measured."""
 
 import json
 import os

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from mljax import experiment, fold, parallel, train
+from mljax import experiment, fold, parallel
+from mljax.config.derive import derive
 from mljax.errors import UserError, exhausted
+from mljax.train import create_state, make_optimizer, make_step
 from mljax.types import Config, Meta
 
 LABELS = {"voc": 20, "coco": 80, "nuswide": 81, "visual_genome": 500}  # of a data set that need not be here
@@ -65,7 +65,7 @@ def memory(compiled: Any) -> int | None:
 
 
 def synthetic_meta(config: Config, labels: int | None = None, rows: int | None = None) -> Meta:
-    """Facts of a training split that is not there: random labels, two or three of an image, and random vectors."""
+    """Metadata of a training split that does not exist: two or three random labels an image, and random vectors."""
     count = labels or LABELS.get(config.data.get("name", ""), 20)
     rows = rows or max(1000, 4 * count)
     rng = np.random.default_rng(0)
@@ -84,7 +84,7 @@ class Model:
     """What is measured: a config's system, its training step and its inference, on arrays that are already there.
 
     Attributes:
-      config: changed to random weights; its `optim.batch_size` is the batch of both.
+      config: with random weights; its `optim.batch_size` is the batch of both.
       run: the experiment.
       devices: that it runs on.
       cached: whether batches hold endpoints in place of images, as config.cache says.
@@ -93,21 +93,20 @@ class Model:
     def __init__(
         self, config: Config, *, labels: int | None = None, rows: int | None = None, devices: list[Any] | None = None
     ):
-        with config.unlocked():
-            config.weights.name = None
+        config = derive(config, {"weights.name": None})
         self.config, self.devices = config, devices or parallel.devices_for(config.devices)
         parallel.check_batch(config.optim.batch_size, len(self.devices))
         self.run = experiment.assemble(config, synthetic_meta(config, labels, rows), PLAIN)
         self.cached = bool(config.cache.train_views)
         self.variables = jax.eval_shape(lambda: experiment.init_variables(self.run, config.seed))
         frozen = self.run.system.backbone.frozen_parameters
-        self.tx = train.make_optimizer(config, self.variables["params"], 100, frozen)
+        self.tx = make_optimizer(config, self.variables["params"], 100, frozen)
         self.step, self.place_state, self.place = parallel.compile_step(
-            train.make_step(self.run, self.tx), config.parallel, self.devices
+            make_step(self.run, self.tx), config.parallel, self.devices
         )
-        mesh = jax.make_mesh((len(self.devices),), ("data",), axis_types=(AxisType.Auto,), devices=self.devices)
-        self.whole, self.split = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-        self.scores = jax.jit(self.run.scores, in_shardings=(self.whole, self.split))
+        on = parallel.shardings(self.devices)
+        self.whole, self.split = on.whole, on.split
+        self.scores = jax.jit(self.run.scores, in_shardings=(on.whole, on.split))
 
     def shapes(self, batch_size: int) -> dict[str, Any]:
         """A batch as shapes."""
@@ -115,8 +114,8 @@ class Model:
         if self.cached:
             size = self.config.input.size
             image = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
-            found = jax.eval_shape(lambda v, x: self.run.encode(v)(x), self.variables, image)
-            shape = {name: x.shape[1:] for name, x in found.items()}
+            endpoints = jax.eval_shape(lambda v, x: self.run.encode(v)(x), self.variables, image)
+            shape = {name: x.shape[1:] for name, x in endpoints.items()}
         batch = experiment.example_batch(self.run, 1, shape)
         if self.cached and "views" in batch:
             views = self.config.input.views
@@ -138,7 +137,7 @@ class Model:
         return {**jax.tree.map(fill, self.shapes(batch_size)), **known}
 
     def state_of(self, variables: Any) -> Any:
-        return train.create_state(variables, self.tx, ema=self.config.ema, seed=self.config.seed)
+        return create_state(variables, self.tx, ema=self.config.ema, seed=self.config.seed)
 
     def training(self, batch_size: int) -> Program:
         batch = self.shapes(batch_size)

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: what they are of, their arithmetic, and how people are told."""
+"""Figures of a benchmark: the machine they are of, their arithmetic, and their lines."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from mljax.bench import hlo
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are of."""
+    """The machine that the figures are of."""
     import jax
 
     device = jax.devices()[0]
@@ -19,12 +19,12 @@ def machine() -> dict[str, Any]:
         names = re.findall(r"model name\s*: (.*)", info.read_text())
         model = names[0] if names else model
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    found = {"device": device.device_kind, "platform": device.platform, "devices": jax.device_count(), "cpu": model}
-    return {**found, "cores": os.cpu_count(), "load": round(load, 1), "jax": jax.__version__}
+    shown = {"device": device.device_kind, "platform": device.platform, "devices": jax.device_count(), "cpu": model}
+    return {**shown, "cores": os.cpu_count(), "load": round(load, 1), "jax": jax.__version__}
 
 
-def told(result: dict[str, Any]) -> str:
-    """One line of the machine."""
+def machine_line(result: dict[str, Any]) -> str:
+    """The machine in one line."""
     m = result["machine"]
     return f"{m['devices']} {m['device']} ({m['cpu']}, {m['cores']} cores, load {m['load']:g}), jax {m['jax']}"
 
@@ -54,7 +54,7 @@ def summary(turns: Any, made: Any, peak_bytes: int | None, size: int, peak: floa
 
 
 def lines(part: str, found: dict[str, Any]) -> list[str]:
-    """Figures of a part for people."""
+    """Figures of a part as lines of text."""
     text = [
         f"{part:<9} {found['images_per_s']:8.1f} images/s  {1e3 * found['seconds']:9.1f} ms a step of {found['batch']}"
     ]
@@ -70,7 +70,7 @@ def lines(part: str, found: dict[str, Any]) -> list[str]:
         work += f", {100 * found['share_of_product']:.0f} % of a 2048 x 2048 matrix product's rate"
     text.append(f"{'':<9} {'; '.join([*gb, work])}")
     if "copies" in found:
-        text.append(f"{'':<9} {found['moved_bytes'] / 1e9:.2f} GB moved a step; {hlo.told(found['copies'])}")
+        text.append(f"{'':<9} {found['moved_bytes'] / 1e9:.2f} GB moved a step; {hlo.summary(found['copies'])}")
     for side in ("folded", "torch"):
         if side in found:
             s = found[side]

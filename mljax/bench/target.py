@@ -1,4 +1,4 @@
-"""Programs compiled for a GPU that is not there: their memory, what they move, what they copy; no times.
+"""Programs compiled for a GPU that is not here: their memory, what they move, what they copy; no times.
 
 XLA compiles without a device once it is told what the device is. What needs one is left out: the choice among
 algorithms of one operation, and Triton's matrix products with what could be fused into them. Else fusions and layouts
@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from mljax import convolution
 from mljax.bench import hlo
 from mljax.bench.model import Model
+from mljax.convolution import compiled_for
 from mljax.errors import UserError
 from mljax.types import Config
 
@@ -46,16 +46,13 @@ TARGETS: dict[str, tuple[str, int, Mapping[str, float]]] = {
 def elsewhere() -> Iterator[None]:
     """What is traced inside takes the forms for a GPU; JAX, which must not have looked for devices yet, finds none."""
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # a program too large for the device is told by us
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # we say ourselves if a program is too large for the device
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     )
-    before, convolution.PLATFORM = convolution.PLATFORM, "gpu"
-    try:
+    with compiled_for("gpu"):
         yield
-    finally:
-        convolution.PLATFORM = before
 
 
 def memory_limit(name: str) -> int:
@@ -65,8 +62,8 @@ def memory_limit(name: str) -> int:
 
 def description(name: str) -> str:
     """What XLA is told of a device, as the text of its GpuTargetConfigProto."""
-    kind, capability, facts = TARGETS[name]
-    lines = [f"  {key}: {value}" for key, value in facts.items()]
+    kind, capability, properties = TARGETS[name]
+    lines = [f"  {key}: {value}" for key, value in properties.items()]
     lines.append(f"  cuda_compute_capability {{ major: {capability} }}")
     versions = "dnn_version_info { major: 9 minor: 10 }\nruntime_version { major: 13 minor: 0 }"
     return "\n".join(
@@ -79,21 +76,21 @@ def devices(name: str, count: int) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(
+        topology = topologies.get_topology_desc(
             platform="cuda", target_config=description(name), topology=f"1x1x{count}"
-        ).devices
+        )
+        return list(topology.devices)
     except (NotImplementedError, RuntimeError) as error:
         raise UserError(
             f"--target={name} needs JAX's compiler for CUDA, which needs no GPU; install it with: pip install"
             f" 'jax[cuda13]' ({str(error).splitlines()[0][:100]})."
         ) from None
-    return list(found)
 
 
 def measured(config: Config, args: Any) -> dict[str, Any]:
     """Memory, traffic and copies of the programs of --only, printed."""
-    kind, _, facts = TARGETS[args.target]
-    found: dict[str, Any] = {"target": kind}
+    kind, _, properties = TARGETS[args.target]
+    figures: dict[str, Any] = {"target": kind}
     there = devices(args.target, config.devices or 1)
     print(f"compiled for {len(there)} {kind}, which is not here: no times", flush=True)
     model = Model(config, labels=args.labels, devices=there)
@@ -107,20 +104,22 @@ def measured(config: Config, args: Any) -> dict[str, Any]:
             memory = made.memory or 0
             text = made.call.as_text()
             moved, share, table = hlo.traffic(text), size / len(model.devices), hlo.moves(text)
-            own = {
+            part_figures = {
                 "program_bytes": memory,
                 "flops_per_image": made.flops / size,
                 "moved_bytes": moved,
                 "copies": hlo.counts(table),
             }
-            bound = own["images_per_s_bound"] = len(model.devices) * share * facts["memory_bandwidth"] / moved
-            found[name] = own
+            bound = part_figures["images_per_s_bound"] = (
+                len(model.devices) * share * properties["memory_bandwidth"] / moved
+            )
+            figures[name] = part_figures
             if args.hlo:
                 hlo.keep(text, table, args.hlo, name)
             print(
                 f"{name:<9} {memory / 1e9:.2f} GB of program for a batch of {size}; {moved / 1e9:.1f} GB moved a step,"
                 f" {moved / share / 1e6:.0f} MB an image: at most {bound:,.0f} images/s by memory\n"
-                f"{'':<9} {hlo.told(own['copies'])}",
+                f"{'':<9} {hlo.summary(part_figures['copies'])}",
                 flush=True,
             )
-    return found
+    return figures

@@ -1,0 +1,185 @@
+"""From a config to a trained run: stage after stage, resumed where it was left."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mljax import parallel, rundir, scoring
+from mljax.check import check
+from mljax.config.stages import stage_configs
+from mljax.errors import UserError
+from mljax.rundir.checkpoint import Checkpoints
+from mljax.rundir.progress import Meter, Writer
+from mljax.train import evaluation
+from mljax.train.loop import Diverged, Loop
+from mljax.train.stage import Stage, StageSpec, build, compute_cache, load_splits, make_experiment, steps_per_epoch
+from mljax.train.step import has_plateau, reduce_on_plateau
+from mljax.types import Config, TrainState
+
+
+def fit(config: Config, workdir: str | Path) -> dict[str, Any]:
+    """Train all stages of a config in a run directory, resuming where it was left; returns the final report.
+
+    Raises:
+      UserError: whatever a user can mend, in one sentence; checkpoints written so far stay.
+      Stop: after Ctrl-C or SIGTERM, once the state is saved.
+    """
+    workdir = Path(workdir)
+    stages = stage_configs(config)
+    for stage in stages:
+        check(stage)
+    with rundir.opened(workdir, config), Writer(workdir) as writer:
+        report = scoring.finished(workdir)
+        if report is not None:
+            return report
+        for index, stage in enumerate(stages):
+            spec = StageSpec(stage, workdir, index, len(stages))
+            with spec.fitting("optim"):
+                report = run_stage(spec, writer)
+        assert report is not None, "the last stage is reported"
+        return report
+
+
+def run_stage(spec: StageSpec, writer: Writer) -> dict[str, Any] | None:
+    """Train a stage to its end; the last stage of a run is scored and reported."""
+    config = spec.config
+    parallel.check_batch(config.optim.batch_size, len(spec.devices))
+    splits = load_splits(spec, writer)
+    with spec.fitting("optim", len(splits.train.classes)):
+        experiment = make_experiment(spec, splits.train)
+        splits = dataclasses.replace(splits, eval=scoring.scored_split(experiment, splits.eval))
+        epoch = steps_per_epoch(config, splits.train)
+        with Checkpoints(spec.folder, keep_best_of="mAP") as checkpoints:
+            stage, state = build(spec, writer, splits, experiment, checkpoints, epoch=epoch, make_cache=compute_cache)
+            trainer = Trainer(stage)
+            state = trainer.train(state)
+            return trainer.report(state) if spec.is_last else None
+
+
+class Trainer:
+    """Trains one stage; the hooks of its loop (`mljax.train.loop.Hooks`).
+
+    Attributes:
+      stage: whole.
+      last: its last evaluation.
+    """
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+        self.last: evaluation.Evaluation | None = None
+
+    def train(self, state: TrainState) -> TrainState:
+        """From a state, fresh or restored, to the last one of the stage.
+
+        Raises:
+          Diverged: a loss or scores that are not finite; says which checkpoint is kept.
+        """
+        stage, step = self.stage, int(state.step)
+        try:
+            if self._unevaluated(step):
+                stage.writer.resume(stage.spec.index, step)
+                with self._meter(step) as meter:
+                    state = self._evaluate(state, step, meter, again=True)
+            if step < stage.plan.total:
+                stage.writer.resume(stage.spec.index, step)
+                loop = Loop(stage.plan, stage.step, stage.place, stage.batches, self, self._meter(step))
+                state = loop.run(state)
+        except Diverged as error:
+            kept = stage.checkpoints.latest
+            raise Diverged(
+                f"{str(error).rstrip('.')}; training stopped and keeps"
+                f" {f'the checkpoint of step {kept}' if kept else 'no checkpoint'}."
+                " Lower config.optim.lr or set config.optim.clip_norm, in another workdir."
+            ) from error
+        return state
+
+    def report(self, state: TrainState) -> dict[str, Any]:
+        """Write scores.npz and report.json of what `config.eval.select` chooses, and print the table.
+
+        The split is scored again only if the last evaluation was of something else.
+        """
+        stage, last = self.stage, self.last
+        config, source = stage.config, stage.splits.eval
+        with stage.fitting("eval"):
+            chosen = evaluation.select(config, state, stage.checkpoints, source)
+            scores = last.scores.get(chosen.kind) if last is not None and last.step == chosen.step else None
+            if scores is None:
+                scores = stage.scorer.scores(chosen.variables, source, stage.cached_eval, config)
+            return scoring.write(stage.spec.workdir, scores, source, config, by=chosen.how, step=chosen.step)
+
+    # --- between the steps -------------------------------------------------------------------------------------------
+
+    def before_epoch(self, state: TrainState, epoch: int) -> TrainState:
+        """Let a system see the whole training split: `refresh(variables, score, epoch) -> variables`."""
+        stage, system = self.stage, self.stage.experiment.system
+        refresh = getattr(system, "refresh", None)
+        if refresh is None or epoch % getattr(system, "refresh_every", 1):
+            return state
+        variables = {"params": state.params, **state.variables}
+
+        def score(split: str = "train", view: str | None = None, entries: np.ndarray | None = None) -> Any:
+            training = split == "train"
+            source = stage.splits.train if training else stage.splits.eval
+            maps = stage.cached_train if training else None
+            with stage.fitting("eval"):
+                return stage.scorer.outputs(variables, source, view, stage.config, maps, entries)
+
+        changed = refresh(jax.device_get(state.variables), score, epoch)
+        return stage.place_state(dataclasses.replace(state, variables=changed))
+
+    def evaluate(self, state: TrainState, step: int, meter: Meter) -> TrainState:
+        """Evaluate a state and save it; returns it with the learning rate that a plateau schedule asks for."""
+        return self._evaluate(state, step, meter)
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Save a state that was not evaluated."""
+        self._save(state, step, None)
+
+    def flush(self) -> None:
+        """Wait until all checkpoints are on disk."""
+        self.stage.checkpoints.wait()
+
+    def _unevaluated(self, step: int) -> bool:
+        """Whether the checkpoint of this step was saved before its evaluation failed: of memory, or of an image."""
+        stage = self.stage
+        at_end = step and step == stage.checkpoints.latest and stage.plan.evaluates(step)
+        return bool(at_end) and not stage.checkpoints.metrics()
+
+    def _meter(self, step: int) -> Meter:
+        stage = self.stage
+        return Meter(stage.writer, stage.spec.label, step, stage.plan.total, stage.config.optim.batch_size)
+
+    def _evaluate(self, state: TrainState, step: int, meter: Meter, again: bool = False) -> TrainState:
+        """As `evaluate`; `again`: the state was saved before and takes its own place."""
+        stage, config, began = self.stage, self.stage.config, time.perf_counter()
+        source = stage.splits.eval
+        meter.say("evaluating")
+        try:
+            with stage.fitting("eval"):
+                done = evaluation.evaluate(state, stage.scorer, source, config, stage.cached_eval)
+        except Diverged:
+            raise
+        except UserError:  # an image cannot be read, or the batch does not fit: what was trained is kept
+            if not again:
+                self.save(state, step)
+            raise
+        self.last = done
+        named = {f"{kind}/{name}": value for kind, m in done.metrics.items() for name, value in m.items()}
+        stage.writer.scalars(step, named, stage.spec.index)
+        meter.evaluated(done.metrics, time.perf_counter() - began)
+        if has_plateau(config):
+            value = evaluation.plateau_metric(done, source, config)
+            state = dataclasses.replace(state, opt_state=reduce_on_plateau(config, state.opt_state, value))
+        kind = done.best if config.eval.select == "best_of_raw_and_ema" else "raw"
+        self._save(state, step, {"mAP": done.metrics[kind]["mAP"]}, kind, replace=again)
+        return state
+
+    def _save(
+        self, state: TrainState, step: int, metrics: dict[str, Any] | None, kind: str = "raw", replace: bool = False
+    ) -> None:
+        meta = {"stage": self.stage.spec.index, "step": step, "kind": kind, "metrics": metrics}
+        self.stage.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)

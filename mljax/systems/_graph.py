@@ -1,6 +1,5 @@
 """What the systems share that turn label vectors into classifiers with a graph convolution: ML-GCN and GATN."""
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -56,9 +56,7 @@ class DynamicGraph(nn.Module):
     axis: str | None = None
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b l d"], *, train: bool
-    ) -> tuple[Float[Array, "b l d"], Float[Array, "b l l"]]:
+    def __call__(self, x: Float[Array, "b l d"], *, train: bool) -> tuple[Float[Array, "b l d"], Float[Array, "b l l"]]:
         """Mixed features and the adjacency: what label i takes from label j is at [j, i]."""
         labels, width = x.shape[1:]
         context = _dense(width, width, "context", self.dtype)(x.mean(1))

@@ -132,9 +132,10 @@ class CMSG(nn.Module):
             )
             attention = nn.softmax(nn.log_sigmoid(scores.astype(jnp.float32)), axis=1)  # the gates' shares
         else:
-            assert self.meta.vectors is not None
-            vectors = constant(self, "vectors", lambda: self.meta.vectors).astype(self.dtype)
-            pooled, attention = SemanticPooling(self.width, self.dtype, name="pooling")(feature_map, vectors)
+            vectors = self.meta.vectors
+            assert vectors is not None
+            words = constant(self, "vectors", lambda: vectors).astype(self.dtype)
+            pooled, attention = SemanticPooling(self.width, self.dtype, name="pooling")(feature_map, words)
             x = nn.Dense(self.width, dtype=self.dtype, name="transform")(pooled)
         return x, attention.transpose(0, 2, 1).reshape(b, 1, self.meta.num_labels, height, width)
 
@@ -154,9 +155,7 @@ class CMSG(nn.Module):
         return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
 
 
-def correlation_matrix(
-    meta: Meta, source: str, form: str, threshold: float, p: float
-) -> Float32[np.ndarray, "l l"]:
+def correlation_matrix(meta: Meta, source: str, form: str, threshold: float, p: float) -> Float32[np.ndarray, "l l"]:
     """The label correlation that guides attention; the arguments are fields of `CMSG`."""
     if source == "cooccurrence":
         similarity = label_data.conditional(meta.labels, meta.observed)

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from mljax.data import labels as label_data
 from mljax.errors import UserError, one_of
@@ -54,9 +54,7 @@ class MLGCN(nn.Module):
     def __post_init__(self) -> None:
         one_of("config.system.correlation", self.correlation, SOURCES)
         if not 0 <= self.p < 1:
-            raise UserError(
-                f"config.system.p is {self.p}; expected the share of the neighbours, from 0 to below 1."
-            )
+            raise UserError(f"config.system.p is {self.p}; expected the share of the neighbours, from 0 to below 1.")
         _graph.vectors(self.meta, "ML-GCN")
         adjacency_matrix(self.meta, self.correlation, self.threshold, self.p)  # which says where there is no graph
         super().__post_init__()

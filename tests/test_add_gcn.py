@@ -9,7 +9,7 @@ from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
-from mljax.systems.add_gcn import add_gcn
+from mljax.systems.add_gcn import ADDGCN
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -22,7 +22,7 @@ def meta(count=L):
 
 
 def build(count=L, **settings):
-    return add_gcn(backbone=None, criterion=criterion({"name": "bce"}), meta=meta(count), **{"width": W, **settings})
+    return ADDGCN(backbone=None, criterion=criterion({"name": "bce"}), meta=meta(count), **{"width": W, **settings})
 
 
 def batch(feature_map=None):
@@ -149,9 +149,9 @@ def test_attention_of_scores_that_saturate_still_sums_to_one():
 
 
 def test_unknown_choices_are_said():
-    with pytest.raises(UserError, match=r"pooling is 'sum' \(available: average, max\)"):
+    with pytest.raises(UserError, match=r"pooling is 'sum'; expected one of max, average\."):
         build(pooling="sum")
-    with pytest.raises(UserError, match=r"graphs is 'statc' \(did you mean 'static'"):
+    with pytest.raises(UserError, match=r"graphs is 'statc'; expected .* \(did you mean 'static'"):
         build(graphs="statc")
 
 

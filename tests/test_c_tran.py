@@ -19,7 +19,7 @@ from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.layers import sine_position
 from mljax.losses.criterion import criterion
-from mljax.systems.c_tran import c_tran, given_in_evaluation, random_known
+from mljax.systems.c_tran import CTran, known_in_evaluation, random_known
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -32,7 +32,7 @@ def meta(labels=L):
 
 
 def build(labels=L, reduction="sum", **settings):
-    return c_tran(
+    return CTran(
         backbone=None, criterion=criterion({"name": "bce", "reduction": reduction}), meta=meta(labels), **settings
     )
 
@@ -243,7 +243,7 @@ def test_evaluation_leaves_the_told_labels_out_of_average_precision(run, capsys)
     assert "50 % of the labels given" in report["split"] and "50 % of the labels given" in capsys.readouterr().out
     file = np.load(run / "scores_test_raw_known_0_5.npz")
     labels, count = file["labels"], file["labels"].shape[1]
-    told = np.asarray(given_in_evaluation(0.5, np.arange(len(labels)), count))
+    told = np.asarray(known_in_evaluation(0.5, np.arange(len(labels)), count))
     np.testing.assert_array_equal(told.sum(1), count // 2)
     np.testing.assert_array_equal(file["scored"], ~told)
     blind = np.load(run / "scores.npz")
@@ -261,9 +261,9 @@ def test_evaluation_leaves_the_told_labels_out_of_average_precision(run, capsys)
 
 
 def test_the_told_labels_are_the_same_for_a_subset_in_its_own_order():
-    first = np.asarray(given_in_evaluation(0.25, np.arange(50), 20))
+    first = np.asarray(known_in_evaluation(0.25, np.arange(50), 20))
     np.testing.assert_array_equal(first.sum(1), 5)
-    np.testing.assert_array_equal(np.asarray(given_in_evaluation(0.25, np.array([7, 3]), 20)), first[[7, 3]])
+    np.testing.assert_array_equal(np.asarray(known_in_evaluation(0.25, np.array([7, 3]), 20)), first[[7, 3]])
 
 
 def test_the_command_line_tells_labels(run):
@@ -357,11 +357,11 @@ def test_what_a_user_can_get_wrong(run, tmp_path):
         loaded.predict(images, known=[{name: 1}])
     with pytest.raises(UserError, match="a list with one dict"):
         loaded.predict(images, known={name: 1})
-    with pytest.raises(UserError, match="it is a share of the labels"):
+    with pytest.raises(UserError, match="expected a share of the labels"):
         predict.load(run, known=1.0)
-    with pytest.raises(UserError, match=r"loss_on is 'unknwn' .did you mean 'unknown'"):
+    with pytest.raises(UserError, match=r"loss_on is 'unknwn'; expected .* .did you mean 'unknown'"):
         build(loss_on="unknwn")
-    with pytest.raises(UserError, match="max_known is 1.5; it is a share"):
+    with pytest.raises(UserError, match="max_known is 1.5; expected a share of the labels"):
         build(max_known=1.5)
     with pytest.raises(UserError, match="eval_known needs config.system.mask_training=True"):
         build(eval_known=0.5, mask_training=False)

@@ -8,7 +8,7 @@ import toy
 from mljax import experiment
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
-from mljax.systems.cdcr import cdcr
+from mljax.systems.cdcr import CDCR
 from mljax.types import Meta
 from test_resume import same_state, trained_twice
 
@@ -22,7 +22,7 @@ def meta():
 
 def built(**settings):
     loss = criterion({"name": "bce", "reduction": "sum"})
-    return cdcr(backbone=None, criterion=loss, meta=meta(), **settings)
+    return CDCR(backbone=None, criterion=loss, meta=meta(), **settings)
 
 
 def batch(rows):
@@ -111,10 +111,10 @@ def test_two_stages_resume_exactly(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"alpha": 1.5}, "alpha is 1.5; it is a probability"),
-        ({"start": -1}, "start is -1"),
+        ({"alpha": 1.5}, "alpha is 1.5; expected a probability"),
+        ({"start": -1}, "start is -1; expected an epoch"),
         ({"view": "flip"}, "view 'flip' is not SIZE"),
-        ({"net": 3}, "config.system.net is 3"),
+        ({"net": 3}, "config.system.net is 3; expected the section of a system"),
     ],
 )
 def test_wrong_settings(settings, said):

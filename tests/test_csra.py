@@ -12,7 +12,7 @@ from mljax.check import check
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
 from mljax.optim.schedules import make_schedule
-from mljax.systems.csra import TEMPERATURES, csra
+from mljax.systems.csra import CSRA, TEMPERATURES
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -23,7 +23,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 def build(labels=L, **settings):
     nothing = np.zeros((0, labels), np.uint8)
     meta = Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=nothing, observed=nothing)
-    return csra(backbone=None, criterion=criterion({"name": "bce"}), meta=meta, **settings)
+    return CSRA(backbone=None, criterion=criterion({"name": "bce"}), meta=meta, **settings)
 
 
 def golden(heads):
@@ -61,7 +61,7 @@ def by_hand(x, kernels, temperatures, lam):
 def test_authors_numbers(heads, prefix):
     x, weights, case = golden(heads)
     system = build(heads=heads, lam=0.1 if heads == 1 else 0.4)
-    assert system.temperatures == tuple(float(case[f"out/head{k}_temperature"]) for k in range(heads))
+    assert system.head_temperatures == tuple(float(case[f"out/head{k}_temperature"]) for k in range(heads))
     variables = published.convert_head({prefix + name: value for name, value in weights.items()}, system)
     out = system.apply(variables, {"endpoints": {"32": x.transpose(0, 2, 3, 1)}})
     np.testing.assert_allclose(out.logits, case["out/logits"], **CLOSE)
@@ -74,9 +74,9 @@ def test_label_features_and_attention(settings):
     rng = np.random.default_rng(0)
     system = build(**settings)
     x = rng.normal(size=(3, 2, 5, D)).astype(np.float32)
-    kernels = rng.normal(size=(len(system.temperatures), L, D)).astype(np.float32)
+    kernels = rng.normal(size=(len(system.head_temperatures), L, D)).astype(np.float32)
     out = system.apply({"params": {"kernel": kernels.transpose(0, 2, 1)}}, {"endpoints": {"32": x}})
-    logits, features, attention = by_hand(x, kernels, system.temperatures, system.lam)
+    logits, features, attention = by_hand(x, kernels, system.head_temperatures, system.lam)
     np.testing.assert_allclose(out.extra["head_logits"], logits, **CLOSE)
     np.testing.assert_allclose(out.logits, logits.sum(1), **CLOSE)
     np.testing.assert_allclose(out.label_features, features, **CLOSE)
@@ -95,7 +95,7 @@ def test_loss_and_its_gradient():
         return system.apply({"params": {"kernel": kernel}}, batch, jnp.int32(0), method="loss")[0]
 
     def expected(kernels):
-        logits = by_hand(x, kernels, system.temperatures, 0.5)[0].sum(1)
+        logits = by_hand(x, kernels, system.head_temperatures, 0.5)[0].sum(1)
         return np.mean(np.logaddexp(0, logits) - labels * logits)
 
     value, grad = jax.value_and_grad(loss)(jnp.asarray(kernels.transpose(0, 2, 1)))
@@ -128,11 +128,14 @@ def test_names_of_the_released_checkpoints():
 
 
 def test_what_a_user_can_get_wrong():
-    with pytest.raises(UserError, match=r"heads is 3 and the paper's temperatures are for 1, 2, 4, 6, 8; choose one"):
+    with pytest.raises(
+        UserError,
+        match=r"heads is 3; expected one of 1, 2, 4, 6, 8, for which .*, or set config\.system\.temperatures",
+    ):
         build(heads=3)
-    with pytest.raises(UserError, match=r"temperatures is \(1.0, 0.0\); every temperature must be above 0"):
+    with pytest.raises(UserError, match=r"temperatures is \(1.0, 0.0\); expected numbers above 0"):
         build(temperatures=(1.0, 0.0))
-    with pytest.raises(UserError, match="lam is -1; the weight of the attention must be a number from 0 on"):
+    with pytest.raises(UserError, match="lam is -1; expected a number of at least 0, the weight of the attention"):
         build(lam=-1)
     _, weights, _ = golden(4)
     with pytest.raises(UserError, match=r"have 4 heads and the system has 1; set config.system.heads=4"):

@@ -10,7 +10,7 @@ import toy
 from mljax import experiment, train
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
-from mljax.systems.curriculum import STRATEGIES, curriculum, relabel
+from mljax.systems.curriculum import STRATEGIES, Curriculum, relabel
 from mljax.types import Meta
 from test_resume import last_state, same_state, trained_twice
 
@@ -84,7 +84,7 @@ def batch(rows):
 
 
 def built(**settings):
-    return curriculum(backbone=None, criterion=criterion(settings.pop("loss", LOSS)), meta=meta(), **settings)
+    return Curriculum(backbone=None, criterion=criterion(settings.pop("loss", LOSS)), meta=meta(), **settings)
 
 
 def test_loss_is_that_of_known_and_made_labels():
@@ -184,12 +184,12 @@ def test_cached_features_are_what_a_refresh_scores(tmp_path):
     ("settings", "said"),
     [
         ({"strategy": "treshold"}, "did you mean 'threshold'"),
-        ({"proportion": 1.2}, "proportion is 1.2; it is a share from 0 to 1"),
-        ({"threshold": -1.0}, "threshold is -1.0; it is at least 0"),
-        ({"every": 0}, "every is 0 and start 1"),
+        ({"proportion": 1.2}, "proportion is 1.2; expected a share from 0 to 1"),
+        ({"threshold": -1.0}, "threshold is -1.0; expected a number of at least 0"),
+        ({"every": 0}, "every is 0 and start 1; expected epochs"),
         ({"strategy": "uncertainty"}, "needs config.system.views, two at least"),
         ({"views": ("96:flop",)}, "view '96:flop' is not SIZE"),
-        ({"net": "baseline"}, "config.system.net is 'baseline'; it is the section of a system"),
+        ({"net": "baseline"}, "config.system.net is 'baseline'; expected the section of a system"),
     ],
 )
 def test_wrong_settings(settings, said):

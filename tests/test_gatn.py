@@ -11,7 +11,7 @@ from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
 from mljax.systems import _graph
-from mljax.systems.gatn import gatn
+from mljax.systems.gatn import GATN
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -27,7 +27,7 @@ def meta(vectors=True, count=L):
 
 def build(facts=None, **settings):
     facts = meta() if facts is None else facts
-    return gatn(backbone=None, criterion=criterion({"name": "bce"}), meta=facts, **{"width": 5, **settings})
+    return GATN(backbone=None, criterion=criterion({"name": "bce"}), meta=facts, **{"width": 5, **settings})
 
 
 def batch(feature_map=None, count=L):
@@ -123,15 +123,17 @@ def test_a_block_with_negative_rows_trains():
 
 @pytest.mark.parametrize(("count", "heads"), [(80, 5), (20, 5), (81, 3), (12, 4), (7, 1), (1, 1)])
 def test_heads_divide_the_labels(count, heads):
-    assert build(meta(count=count)).heads == heads
+    assert build(meta(count=count)).num_heads == heads
 
 
 def test_what_the_data_cannot_give_is_said():
     with pytest.raises(UserError, match="GATN makes its classifiers from label vectors and 'toy' has none; set config"):
         build(meta(vectors=None))
-    with pytest.raises(UserError, match=r"heads is 4 and .* as wide as 'toy' has labels, 6; choose one of 1, 2, 3, 6"):
+    with pytest.raises(
+        UserError, match=r"heads is 4 and .* as wide as 'toy' has labels, 6; expected one of 1, 2, 3, 6"
+    ):
         build(heads=4)
-    with pytest.raises(UserError, match="low is 0.5 and high is 0.5; no cosine"):
+    with pytest.raises(UserError, match="low is 0.5 and high is 0.5; expected low below high"):
         build(low=0.5, high=0.5)
 
 

@@ -18,7 +18,7 @@ from mljax.errors import UserError
 from mljax.losses.criterion import criterion
 from mljax.pipeline import transforms
 from mljax.systems import _mcar
-from mljax.systems.mcar import mcar
+from mljax.systems.mcar import MCAR
 from mljax.types import Meta
 from mljax.weights import published
 from mljax.weights.published import Names
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
 def build(labels=5, backbone=None, **settings):
     nothing = np.zeros((0, labels), np.uint8)
     meta = Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=nothing, observed=nothing)
-    return mcar(backbone=backbone, criterion=criterion({"name": "bce"}), meta=meta, **settings)
+    return MCAR(backbone=backbone, criterion=criterion({"name": "bce"}), meta=meta, **settings)
 
 
 def golden():
@@ -180,7 +180,7 @@ def test_loss_is_that_of_both_streams():
 
 
 def test_fewer_labels_than_regions_and_the_names_of_the_released_checkpoint():
-    assert build(labels=1).regions == 1
+    assert build(labels=1).num_regions == 1
     state = {
         "convclass.weight": np.ones((80, 2048, 1, 1), np.float32),
         "convclass.bias": np.ones(80, np.float32),
@@ -191,11 +191,11 @@ def test_fewer_labels_than_regions_and_the_names_of_the_released_checkpoint():
 
 
 def test_what_a_user_can_get_wrong(tmp_path):
-    with pytest.raises(UserError, match=r"pooling is 'avg'.*average"):
+    with pytest.raises(UserError, match=r"pooling is 'avg'; expected one of average, max, mean_of_both"):
         build(pooling="avg")
-    with pytest.raises(UserError, match="regions is 0; MCAR looks at one region at least"):
+    with pytest.raises(UserError, match="regions is 0; expected at least 1"):
         build(regions=0)
-    with pytest.raises(UserError, match="threshold is 1.0; it is a share of the peak, above 0 and below 1"):
+    with pytest.raises(UserError, match="threshold is 1.0; expected a share of the peak, above 0 and below 1"):
         build(threshold=1.0)
     cached = "looks at parts of the image again and cached features hold none; leave config.cache.train_views empty"
     with pytest.raises(UserError, match=cached):

@@ -11,7 +11,7 @@ from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
 from mljax.systems import _graph
-from mljax.systems.ml_gcn import ml_gcn
+from mljax.systems.ml_gcn import MLGCN
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -36,7 +36,7 @@ def meta(labels=None, observed=None, vectors=None, count=L):
 
 def build(facts=None, **settings):
     facts = meta() if facts is None else facts
-    return ml_gcn(backbone=None, criterion=criterion({"name": "bce"}), meta=facts, **{"width": 5, **settings})
+    return MLGCN(backbone=None, criterion=criterion({"name": "bce"}), meta=facts, **{"width": 5, **settings})
 
 
 def batch(feature_map=None):
@@ -86,7 +86,7 @@ def test_graph_equals_loops(share, threshold, p):
     facts = meta(labels, observed)
     wanted = graph(facts.labels, observed, threshold, p)
     assert 0 < (wanted > 0).sum() - L < L * (L - 1)
-    close(build(facts, threshold=threshold, p=p).adjacency.value, wanted)
+    close(build(facts, threshold=threshold, p=p).adjacency, wanted)
 
 
 def test_forward_and_loss_equal_loops():
@@ -119,18 +119,18 @@ def test_initial_weights_are_uniform_within_one_over_the_root_of_the_outputs():
 
 
 def test_other_sources_of_the_graph():
-    np.testing.assert_array_equal(build(correlation="none").adjacency.value, np.eye(L))
+    np.testing.assert_array_equal(build(correlation="none").adjacency, np.eye(L))
     vectors = meta().vectors / np.linalg.norm(meta().vectors, axis=1, keepdims=True)
     edges = (vectors @ vectors.T >= 0.01) & ~np.eye(L, dtype=bool)
     wanted = np.eye(L) + 0.25 * edges / (edges.sum(0, keepdims=True) + 1e-6)
     assert edges.any()
-    close(build(meta(labels_of("one each")), correlation="vectors", threshold=0.01).adjacency.value, wanted)
-    np.testing.assert_array_equal(build(threshold=1.1).adjacency.value, np.eye(L))
+    close(build(meta(labels_of("one each")), correlation="vectors", threshold=0.01).adjacency, wanted)
+    np.testing.assert_array_equal(build(threshold=1.1).adjacency, np.eye(L))
 
 
 def test_a_released_checkpoint_needs_no_training_labels():
     """What `mljax.weights.published` builds from class names alone; the checkpoint brings the graph."""
-    np.testing.assert_array_equal(build(meta(np.zeros((0, L), np.uint8))).adjacency.value, np.eye(L))
+    np.testing.assert_array_equal(build(meta(np.zeros((0, L), np.uint8))).adjacency, np.eye(L))
 
 
 def test_what_the_data_cannot_give_is_said():
@@ -142,9 +142,9 @@ def test_what_the_data_cannot_give_is_said():
         build(without)
     with pytest.raises(UserError, match=r"no training image of 'toy' has two known positive labels; .*'vectors'"):
         build(meta(labels_of("one each")))
-    with pytest.raises(UserError, match=r"correlation is 'cooccurence' \(did you mean 'cooccurrence'"):
+    with pytest.raises(UserError, match=r"correlation is 'cooccurence'; expected .* \(did you mean 'cooccurrence'"):
         build(correlation="cooccurence")
-    with pytest.raises(UserError, match=r"p is 1.0; the share of the neighbours is from 0 to below 1"):
+    with pytest.raises(UserError, match=r"p is 1.0; expected the share of the neighbours, from 0 to below 1"):
         build(p=1.0)
 
 

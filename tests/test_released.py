@@ -14,7 +14,7 @@ from mljax.config.overrides import override
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.systems.baseline import Baseline
-from mljax.systems.role import role
+from mljax.systems.role import Role
 from mljax.types import Meta
 from mljax.weights import published
 from torch_writer import bare_resnet, tensors, torch_zip
@@ -179,7 +179,7 @@ def test_baseline_multiplies_the_two_linear_layers_of_asl_for_open_images():
 
 
 def released_role(images=5):
-    system = role(backbone=None, criterion=None, meta=meta(images, 3), expected=1.5)
+    system = Role(backbone=None, meta=meta(images, 3), expected=1.5)
     f = random_state(f__linear_classifier__weight=(3, 6), f__linear_classifier__bias=(3,))
     return system, f, random_state(g__logits=(5, 3))
 

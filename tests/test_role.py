@@ -17,7 +17,7 @@ from mljax.errors import UserError
 from mljax.losses.criterion import criterion
 from mljax.optim import groups
 from mljax.rundir.checkpoint import Checkpoints
-from mljax.systems.role import RoleCriterion, role
+from mljax.systems.role import Role, RoleCriterion
 from mljax.types import Meta
 
 
@@ -125,7 +125,7 @@ def features(b=3, l=4, **more):
 
 def test_where_the_table_starts():
     """systems.md 12: half-range 0.4054651, observed 5.2933048."""
-    module = role(backbone=None, criterion=None, meta=meta(), expected=1.0)
+    module = Role(backbone=None, meta=meta(), expected=1.0)
     table = module.init(jax.random.key(0), features(), 0, method="loss")["params"]["label_table"]
     known, positive = meta().observed > 0, meta().labels > 0
     np.testing.assert_allclose(table[positive], 5.2933048, rtol=1e-6)
@@ -138,7 +138,7 @@ def test_loss_reads_the_rows_of_the_batch():
     """Against a plain loop: L = (L'(p | q) + L'(q | p)) / 2 with the table's rows."""
     labels = np.float32([[1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])
     data = features(index=np.int32([7, 2, 9])) | batch_of(labels, labels)
-    module = role(backbone=None, criterion=None, meta=meta(), expected=1.5)
+    module = Role(backbone=None, meta=meta(), expected=1.5)
     variables = module.init(jax.random.key(0), data, 0, method="loss")
     logits = np.float64(module.apply(variables, data).logits)
     theta = np.float64(variables["params"]["label_table"])[[7, 2, 9]]
@@ -296,8 +296,8 @@ def test_an_override_of_one_stage():
 
 
 def test_what_a_user_can_get_wrong():
-    with pytest.raises(UserError, match=r"expected is 9, positives per image: from 0 to the 4 labels of toy"):
-        role(backbone=None, criterion=None, meta=meta(), expected=9)
+    with pytest.raises(UserError, match=r"expected is 9; expected positives per image, from 0 to the 4 labels of toy"):
+        Role(backbone=None, meta=meta(), expected=9)
     found = toy.config("role")
     found.system.net = {"name": "basline"}
     with pytest.raises(UserError, match="no 'basline' among the systems .did you mean 'baseline'"):
@@ -314,7 +314,7 @@ def test_what_a_user_can_get_wrong():
 
 def test_one_label_and_none_known_are_finite():
     one = dataclasses.replace(meta(l=1), labels=np.zeros((12, 1), np.uint8), observed=np.zeros((12, 1), np.uint8))
-    module = role(backbone=None, criterion=None, meta=one, expected=0.5)
+    module = Role(backbone=None, meta=one, expected=0.5)
     data = features(l=1)
     variables = module.init(jax.random.key(0), data, 0, method="loss")
     value, gradient = jax.value_and_grad(lambda v: module.apply(v, data, 0, method="loss")[0])(variables)

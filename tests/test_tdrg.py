@@ -13,7 +13,7 @@ from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import criterion
-from mljax.systems.tdrg import cross_scale, resize, tdrg, top_share
+from mljax.systems.tdrg import TDRG, cross_scale, resize, top_share
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -27,7 +27,7 @@ def meta(labels=L):
 
 def build(**settings):
     loss = criterion({"name": "soft_margin"})
-    return tdrg(backbone=None, criterion=loss, meta=meta(), **{"width": D, "ffn": 40, **settings})
+    return TDRG(backbone=None, criterion=loss, meta=meta(), **{"width": D, "ffn": 40, **settings})
 
 
 def batch(fine, coarse):
@@ -327,7 +327,7 @@ def test_attention_over_the_batch_is_the_same_on_two_devices():
 
 
 def test_what_a_user_can_get_wrong(golden):
-    with pytest.raises(UserError, match=r"attend is 'bacth' .did you mean 'batch'"):
+    with pytest.raises(UserError, match=r"attend is 'bacth'; expected .* .did you mean 'batch'"):
         build(attend="bacth")
     with pytest.raises(UserError, match=r"config.backbone.endpoints to two strides.*not \('16',\)"):
         toy.assembled(toy.config("tdrg", backbone__endpoints=("16",)))

@@ -1,22 +1,21 @@
 """What the systems share that turn label vectors into classifiers with a graph convolution: ML-GCN and GATN."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mljax.errors import UserError
 from mljax.layers import torch_linear_init
 from mljax.types import Meta, Outputs
+from mljax.weights.published import Names
 
 SMALLEST = 1e-12  # a row sum nearer to zero than this has no square root worth taking
 
 
-def normalise(adjacency: jax.Array) -> jax.Array:
-    """(l l) -> (l l): D A^T D with D = diag(|row sums|)^(-1/2); the transposition is in ML-GCN's code.
+def normalise(adjacency: Float[Array, "l l"]) -> Float[Array, "l l"]:
+    """D A^T D with D = diag(|row sums|)^(-1/2); the transposition is in ML-GCN's code.
 
     Differs from the authors' code: the sign of a row sum is dropped, and a row that sums to zero gets zero; theirs
     gives NaN or infinity. GATN's learned graph can have such rows (one random start of ten has one), ML-GCN's cannot.
@@ -30,7 +29,7 @@ def normalise(adjacency: jax.Array) -> jax.Array:
 
 
 class GraphConvolution(nn.Module):
-    """adjacency (l l) . x (l e) . kernel (e features), no bias.
+    """adjacency . x . kernel, no bias.
 
     Reference: Kipf and Welling, ICLR 2017, eq. 2, started as in ML-GCN's code: U(-1/sqrt(features), 1/sqrt(features)).
     """
@@ -38,7 +37,7 @@ class GraphConvolution(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: jax.Array, adjacency: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "l e"], adjacency: Float[Array, "l l"]) -> Float[Array, "l d"]:
         kernel = self.param("kernel", torch_linear_init(self.features), (x.shape[-1], self.features))
         return adjacency @ (x @ kernel)
 
@@ -57,14 +56,14 @@ class GraphClassifiers(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, vectors: jax.Array, adjacency: jax.Array) -> jax.Array:
-        """(l e), (l l) normalised -> (l d)."""
+    def __call__(self, vectors: Float[Array, "l e"], adjacency: Float[Array, "l l"]) -> Float[Array, "l d"]:
+        """The classifiers; the adjacency is normalised already."""
         hidden = nn.leaky_relu(GraphConvolution(self.width, name="gc1")(vectors, adjacency), 0.2)
         return GraphConvolution(self.features, name="gc2")(hidden, adjacency)
 
 
-def classify(feature_map: jax.Array, classifiers: jax.Array, extra: Mapping[str, jax.Array] | None = None) -> Outputs:
-    """Globally max-pooled features times classifiers: (b h w d), (l d) -> logits (b l), and class activation maps.
+def classify(feature_map: Float[Array, "b h w d"], classifiers: Float[Array, "l d"]) -> Outputs:
+    """Globally max-pooled features times classifiers, and class activation maps.
 
     Attention is the softmax over positions of what each position's features score (Zhou et al., CVPR 2016).
     Differs from the authors' code: theirs pools 14x14 windows, which is all of the map at 448 pixels and a choice at
@@ -74,11 +73,15 @@ def classify(feature_map: jax.Array, classifiers: jax.Array, extra: Mapping[str,
     logits = feature_map.max((1, 2)) @ classifiers.T
     activation = jnp.einsum("bhwd,ld->blhw", feature_map, classifiers)
     attention = nn.softmax(activation.reshape(*activation.shape[:2], -1), axis=-1).reshape(activation.shape)
-    return Outputs(logits=logits, attention=attention[:, None], extra=extra)
+    return Outputs(logits=logits, attention=attention[:, None])
 
 
-def vectors(meta: Meta, system: str) -> np.ndarray:
-    """The data set's label vectors (l e), or a sentence that says how to give some."""
+def vectors(meta: Meta, system: str) -> Float[np.ndarray, "l e"]:
+    """The data set's label vectors.
+
+    Raises:
+      UserError: it has none; `system` is who asks for them.
+    """
     if meta.vectors is None:
         raise UserError(
             f"{system} makes its classifiers from label vectors and {meta.name!r} has none; set config.vectors to"
@@ -87,6 +90,6 @@ def vectors(meta: Meta, system: str) -> np.ndarray:
     return meta.vectors
 
 
-def published_classifiers(names: Any) -> dict[str, Any]:
+def published_classifiers(names: Names) -> dict[str, dict[str, np.ndarray]]:
     """gc1, gc2 of the authors' state dicts; their weights are (in out) as ours."""
     return {name: {"kernel": names.array(f"{name}.weight")} for name in ("gc1", "gc2")}

@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Int32
 
 SHARE = 0.125  # of the side: the least length of an interval, and the margin where nothing stands out
 # Stretched maps are ramps, and a ramp of an even number of pixels passes through its middle: the usual threshold. Which
@@ -15,8 +16,8 @@ SHARE = 0.125  # of the side: the least length of an interval, and the margin wh
 TIE = 1e-5
 
 
-def axis_weights(size: int, target: int) -> np.ndarray:
-    """(target size) bilinear weights that stretch an axis so that its ends stay its ends (torch's align_corners)."""
+def axis_weights(size: int, target: int) -> Float32[np.ndarray, "{target} {size}"]:
+    """Bilinear weights that stretch an axis so that its ends stay its ends (torch's align_corners)."""
     position = np.arange(target, dtype=np.float32) * np.float32((size - 1) / max(target - 1, 1))
     low = np.minimum(position.astype(np.int32), size - 1)
     share = position - low
@@ -26,8 +27,10 @@ def axis_weights(size: int, target: int) -> np.ndarray:
     return weights
 
 
-def profiles(maps: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Maps (.. h w), stretched to the image -> the largest values of columns (.. width) and of rows (.. height).
+def profiles(
+    maps: Float[Array, "*batch h w"], height: int, width: int
+) -> tuple[Float[Array, "*batch {width}"], Float[Array, "*batch {height}"]]:
+    """The largest values of the columns and of the rows of maps that are stretched to the image.
 
     Both are scaled to [0, 1]; a profile that is the same everywhere becomes 1 everywhere, and so does one whose values
     differ by `TIE` of the largest: that much is rounding, which the authors' code stretches to [0, 1].
@@ -45,8 +48,8 @@ def _unit(profile: jax.Array) -> jax.Array:
     return jnp.where(flat, 1.0, (profile - low) / jnp.where(flat, 1.0, high - low))
 
 
-def interval(profile: jax.Array, threshold: float) -> tuple[jax.Array, jax.Array]:
-    """The part of a profile (n) that holds its peak: begin and end, the end excluded, int32.
+def interval(profile: Float[Array, "n"], threshold: float) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
+    """The part of a profile that holds its peak: begin and end, the end excluded.
 
     The profile is cut before every position whose right neighbour is on the other side of the threshold: a part above
     it begins with the last value below, and lacks its own last value. (A value equal to the threshold is on neither
@@ -91,8 +94,8 @@ def _at_least(begin: jax.Array, end: jax.Array, n: int) -> tuple[jax.Array, jax.
     return jnp.where(far, n - least + 1, begin), jnp.where(far, n, end)
 
 
-def boxes(maps: jax.Array, height: int, width: int, threshold: float) -> jax.Array:
-    """Class maps (b t h w) -> boxes (b t 4) int32: left, right, top, bottom in pixels; right and bottom excluded.
+def boxes(maps: Float[Array, "b t h w"], height: int, width: int, threshold: float) -> Int32[Array, "b t 4"]:
+    """The boxes that class maps point at: left, right, top, bottom in pixels; right and bottom excluded.
 
     Differs from the authors' code: a value that is within `TIE` of the threshold is below it; theirs is above, below
     or neither, as it was rounded.
@@ -102,8 +105,8 @@ def boxes(maps: jax.Array, height: int, width: int, threshold: float) -> jax.Arr
     return jnp.stack([*find(columns), *find(rows)], axis=-1)
 
 
-def crops(image: jax.Array, box: jax.Array) -> jax.Array:
-    """Images (b h w c) and boxes (b t 4) -> what is in the boxes, each stretched to the image's size, (b t h w c).
+def crops(image: Float[Array, "b h w c"], box: Int[Array, "b t 4"]) -> Float[Array, "b t h w c"]:
+    """What is in the boxes, each stretched to the image's size.
 
     Bilinear, the corners of the box on the corners of the result.
     """

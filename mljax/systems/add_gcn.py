@@ -13,16 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from mljax.convolution import BatchNorm
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 from mljax.layers import ActivationPooling, GroupLinear, encode, final, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
-
-POOLING = ("max", "average")
-GRAPHS = ("both", "static", "dynamic", "none")
 
 
 def _dense(features: int, fan_in: int, name: str, dtype: Any, bias: bool = True) -> nn.Dense:
@@ -35,12 +33,12 @@ def _leaky(x: jax.Array) -> jax.Array:
 
 
 class StaticGraph(nn.Module):
-    """LeakyReLU(W LeakyReLU(A v)): labels mixed by a learned A (l l), then each feature by W; (b l d) -> (b l d)."""
+    """LeakyReLU(W LeakyReLU(A v)): labels mixed by a learned A (l l), then each feature by W."""
 
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, v: jax.Array) -> jax.Array:
+    def __call__(self, v: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         labels, width = v.shape[1:]
         mix = _dense(labels, labels, "adjacency", self.dtype, bias=False)
         mixed = _leaky(mix(v.transpose(0, 2, 1)).transpose(0, 2, 1))
@@ -58,8 +56,8 @@ class DynamicGraph(nn.Module):
     axis: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> tuple[jax.Array, jax.Array]:
-        """(b l d) -> (b l d) and the adjacency (b l l): what label i takes from label j is at [j, i]."""
+    def __call__(self, x: Float[Array, "b l d"], *, train: bool) -> tuple[Float[Array, "b l d"], Float[Array, "b l l"]]:
+        """Mixed features and the adjacency: what label i takes from label j is at [j, i]."""
         labels, width = x.shape[1:]
         context = _dense(width, width, "context", self.dtype)(x.mean(1))
         context = _leaky(BatchNorm(axis=self.axis, dtype=self.dtype, name="context_bn")(context, train))
@@ -71,28 +69,46 @@ class DynamicGraph(nn.Module):
 
 
 class ADDGCN(nn.Module):
-    """The network; settings are explained at `add_gcn`, which builds it.
+    """ADD-GCN for a data set. It needs neither label vectors nor co-occurrence.
 
     Label features are V plus the graphs' result (b l width). Attention is SAM's activation maps (sigmoids of the
     scores), each divided by its sum over positions. `extra`: `pooled`, which is V (b l width); `activation_logits` and
     `graph_logits` (b l), whose mean are the logits; `adjacency` (b l l) of the dynamic graph.
+
+    Attributes:
+      width: d of label features.
+      pooling: of the activation maps into SAM's own prediction: "max" (the authors: scores first, then the maximum) or
+        "average", which is a linear classifier on averaged features, as class activation maps are usually trained.
+      normalise: divide V by the number of positions, so that it does not grow with the map; the authors sum.
+      graphs: "both", or for the paper's ablation only the "static" one, only the "dynamic" one, or "none": SAM alone.
+
+    Reference: Ye et al., "Attention-Driven Dynamic Graph Convolutional Network for Multi-label Image Recognition",
+      ECCV 2020, eq. 1 to 7.
+    Differs from the authors' code: the classifier holds only the diagonal, all that theirs uses of a full convolution;
+      BatchNorm takes its statistics over all devices.
     """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    width: int
-    pooling: str
-    normalise: bool
-    graphs: str
+    meta: Meta
+    width: int = 1024
+    pooling: str = "max"
+    normalise: bool = False
+    graphs: str = "both"
     dtype: Any = jnp.float32
     axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.pooling", self.pooling, ("max", "average"))
+        one_of("config.system.graphs", self.graphs, ("both", "static", "dynamic", "none"))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         feature_map = final(encode(self.backbone, batch, train=train)).astype(self.dtype)
         b, height, width, _ = feature_map.shape
-        sam = ActivationPooling(self.labels, self.width, self.normalise, self.dtype, name="sam")
+        labels = self.meta.num_labels
+        sam = ActivationPooling(labels, self.width, self.normalise, self.dtype, name="sam")
         v, scores = sam(feature_map)
         scores = scores.astype(jnp.float32)
         activation_logits = scores.max(1) if self.pooling == "max" else scores.mean(1)
@@ -109,47 +125,13 @@ class ADDGCN(nn.Module):
         return Outputs(
             logits=(activation_logits + graph_logits) / 2,
             label_features=features,
-            attention=maps.transpose(0, 2, 1).reshape(b, 1, self.labels, height, width),
+            attention=maps.transpose(0, 2, 1).reshape(b, 1, labels, height, width),
             extra=extra | {"graph_logits": graph_logits},
         )
 
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         del step
         return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
-
-
-def add_gcn(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    width: int = 1024,
-    pooling: str = "max",
-    normalise: bool = False,
-    graphs: str = "both",
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> ADDGCN:
-    """ADD-GCN for a data set. It needs neither label vectors nor co-occurrence.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
-      width: d of label features.
-      pooling: of the activation maps into SAM's own prediction: "max" (the authors: scores first, then the maximum) or
-        "average", which is a linear classifier on averaged features, as class activation maps are usually trained.
-      normalise: divide V by the number of positions, so that it does not grow with the map; the authors sum.
-      graphs: "both", or for the paper's ablation only the "static" one, only the "dynamic" one, or "none": SAM alone.
-    Raises:
-      UserError: an unknown choice.
-    Reference: Ye et al., "Attention-Driven Dynamic Graph Convolutional Network for Multi-label Image Recognition",
-    ECCV 2020, eq. 1 to 7.
-    Differs from the authors' code: the classifier holds only the diagonal, all that theirs uses of a full convolution;
-    BatchNorm takes its statistics over all devices.
-    """
-    for key, value, options in (("pooling", pooling, POOLING), ("graphs", graphs, GRAPHS)):
-        if value not in options:
-            raise UserError(f"config.system.{key} is {value!r}{nearest(value, options)}.")
-    return ADDGCN(backbone, criterion, meta.num_labels, width, pooling, normalise, graphs, dtype, axis)
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
@@ -175,4 +157,4 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
 
 
 PUBLISHED = Published(_convert, trunk="features.", ignored="mask_mat")
-NAMES = {"add_gcn": add_gcn}
+NAMES = {"add_gcn": ADDGCN}

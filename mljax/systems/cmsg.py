@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from mljax.data import labels as label_data
 from mljax.errors import UserError, one_of
@@ -31,7 +32,7 @@ from mljax.layers import (
     tokens,
 )
 from mljax.losses.criterion import Criterion
-from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.types import Batch, Meta, Outputs
 
 
 class CMSG(nn.Module):
@@ -116,11 +117,14 @@ class CMSG(nn.Module):
 
     def _layer(self, heads: int, name: str, combine: Any = None) -> AttentionLayer:
         return AttentionLayer(
-            heads, self.width, self.ffn, self.dropout, self.activation, combine, self.dtype, name=name
-        )
+            heads=heads, width=self.width, hidden=self.ffn, dropout=self.dropout, activation=self.activation,
+            combine=combine, dtype=self.dtype, name=name,
+        )  # fmt: skip
 
-    def _class_features(self, feature_map: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(b h w d) -> one feature per label (b l width), and where it came from (b 1 l h w)."""
+    def _class_features(
+        self, feature_map: Float[Array, "b h w c"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b 1 l h w"]]:
+        """One feature per label, and the attention that pooled it."""
         b, height, width, _ = feature_map.shape
         if self.features == "activation":
             x, scores = ActivationPooling(self.meta.num_labels, self.width, self.normalise, self.dtype, name="pooling")(
@@ -128,14 +132,17 @@ class CMSG(nn.Module):
             )
             attention = nn.softmax(nn.log_sigmoid(scores.astype(jnp.float32)), axis=1)  # the gates' shares
         else:
-            assert self.meta.vectors is not None
-            vectors = constant(self, "vectors", Constant(self.meta.vectors)).astype(self.dtype)
-            pooled, attention = SemanticPooling(self.width, self.dtype, name="pooling")(feature_map, vectors)
+            vectors = self.meta.vectors
+            assert vectors is not None
+            words = constant(self, "vectors", lambda: vectors).astype(self.dtype)
+            pooled, attention = SemanticPooling(self.width, self.dtype, name="pooling")(feature_map, words)
             x = nn.Dense(self.width, dtype=self.dtype, name="transform")(pooled)
         return x, attention.transpose(0, 2, 1).reshape(b, 1, self.meta.num_labels, height, width)
 
-    def _sga(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array | None]:
-        """Semantic guided attention: (b l width) -> (b l width), and the last layer's weights (b k l l)."""
+    def _sga(
+        self, x: Float[Array, "b l d"], train: bool
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b k l l"] | None]:
+        """Semantic guided attention, and the weights of its last layer."""
         make = partial(correlation_matrix, self.meta, self.correlation, self.form, self.threshold, self.p)
         correlation = constant(self, "correlation", make) if self.guided else None
         combine, weights = attention_bias(correlation, self.mode), None
@@ -148,8 +155,8 @@ class CMSG(nn.Module):
         return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
 
 
-def correlation_matrix(meta: Meta, source: str, form: str, threshold: float, p: float) -> np.ndarray:
-    """(l l) float32: the label correlation that guides attention; the arguments are fields of `CMSG`."""
+def correlation_matrix(meta: Meta, source: str, form: str, threshold: float, p: float) -> Float32[np.ndarray, "l l"]:
+    """The label correlation that guides attention; the arguments are fields of `CMSG`."""
     if source == "cooccurrence":
         similarity = label_data.conditional(meta.labels, meta.observed)
     else:

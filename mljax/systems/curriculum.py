@@ -4,36 +4,37 @@ Durand, Mehrasa and Mori, "Learning a Deep ConvNet for Multi-label Classificatio
 section 3.3. Their loss is `partial_bce`; any other works too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int8
 
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
+from mljax.losses.criterion import Criterion
 from mljax.pipeline.feature_cache import view as parse_view
 from mljax.systems import _around
-from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.types import Batch, Meta, Outputs
 
 STRATEGIES = ("threshold", "positives", "proportion", "class_proportion", "uncertainty")
 
 
 def relabel(
-    logits: np.ndarray,
-    known: np.ndarray,
+    logits: Float[np.ndarray, "N l"],
+    known: Int8[np.ndarray, "N l"],
     strategy: str,
     *,
     threshold: float = 2.0,
     proportion: float = 0.5,
-    uncertainty: np.ndarray | None = None,
-) -> np.ndarray:
+    uncertainty: Float[np.ndarray, "N l"] | None = None,
+) -> Int8[np.ndarray, "N l"]:
     """Labels for entries that are not known, from scores.
 
     Args:
-      logits: (N l).
-      known: (N l) int8: 1 positive, -1 negative, 0 not known. Known labels stay.
+      known: 1 positive, -1 negative, 0 not known. Known labels stay.
       strategy: which unknown entries get the sign of their logit x:
         "threshold": x >= threshold, or x < -threshold;
         "positives": x >= threshold, as positives; no negative is ever made;
@@ -41,9 +42,9 @@ def relabel(
         "class_proportion": that share of the unknown entries of each class;
         "uncertainty": those with uncertainty <= threshold.
       threshold, proportion: see there; shares are rounded to whole entries.
-      uncertainty: (N l), standard deviation of the probability over several looks at the image.
+      uncertainty: standard deviation of the probability over several views of the image.
     Returns:
-      (N l) int8, coded as `known`.
+      Labels, coded as `known`.
     """
     unknown = known == 0
     sign = np.where(logits >= 0, 1, -1).astype(np.int8)
@@ -70,40 +71,71 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 class Curriculum(nn.Module):
-    """A system that trains on labels of its own making besides the known ones; settings are at `curriculum`.
+    """Curriculum labelling around a system: it trains on labels of its own making besides the known ones.
 
     The labels of the moment are variables["memory"]["labels"], (N l) int8 as `relabel` codes them.
+
+    Attributes:
+      criterion: of the inner system: {"name": "partial_bce", "reduction": "batch_mean"} as in the paper, or any other.
+      net: the section of the system around which it works; None: the baseline.
+      strategy, threshold, proportion: see `relabel`.
+      every: epochs from one labelling to the next, each from scratch.
+      start: the first epoch before which it is done; until then the known labels alone are trained on.
+      views: of an image, whose scores are averaged, e.g. ("224", "224:flip"); empty: the evaluation's. "uncertainty"
+        needs two at least.
+
+    Differs from the paper: its uncertainty is that of dropout at test time; here it is over the views. Its graph
+      network is a system of its own (SSGRL's is alike), not part of this.
     """
 
     backbone: nn.Module
-    net: Any
-    known: Constant
-    strategy: str
-    threshold: float
-    proportion: float
-    every: int
-    start: int
-    views: tuple[str, ...]
+    criterion: Criterion
+    meta: Meta
+    net: Any = None
+    strategy: str = "threshold"
+    threshold: float = 2.0
+    proportion: float = 0.5
+    every: int = 1
+    start: int = 1
+    views: tuple[str, ...] = ()
     dtype: Any = jnp.float32
     axis: str | None = None
+    steps_per_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        one_of("config.system.strategy", self.strategy, STRATEGIES)
+        if not 0 <= self.proportion <= 1:
+            raise UserError(f"config.system.proportion is {self.proportion}; expected a share from 0 to 1.")
+        if not self.threshold >= 0:
+            raise UserError(f"config.system.threshold is {self.threshold}; expected a number of at least 0.")
+        if self.every < 1 or self.start < 0:
+            raise UserError(
+                f"config.system.every is {self.every} and start {self.start}; expected epochs, at least 1 and 0."
+            )
+        object.__setattr__(self, "views", tuple(self.views))  # a list in a config that was saved
+        for text in self.views:
+            parse_view(text)
+        if self.strategy == "uncertainty" and len(self.views) < 2:
+            raise UserError("config.system.strategy='uncertainty' needs config.system.views, two at least.")
+        _around.build_net(self, self.criterion)
+        super().__post_init__()
 
     def setup(self) -> None:
-        self.labels = self.variable("memory", "labels", lambda: jnp.asarray(self.known.value))
+        self.labels = self.variable("memory", "labels", lambda: jnp.asarray(_around.codes(self.meta)))
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         return self.net(batch, train=train)
 
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        found = self.labels.value[batch["index"]]
+        made = self.labels.value[batch["index"]]
         # what the batch itself knows comes first: it is the same in training, and tests may change it
-        own = batch["observed"] > 0
-        labels = jnp.where(own, batch["labels"], (found > 0).astype(jnp.float32))
-        observed = jnp.where(own, batch["observed"], (found != 0).astype(jnp.float32))
+        known = batch["observed"] > 0
+        labels = jnp.where(known, batch["labels"], (made > 0).astype(jnp.float32))
+        observed = jnp.where(known, batch["observed"], (made != 0).astype(jnp.float32))
         loss, terms = self.net.loss({**batch, "labels": labels, "observed": observed}, step)
-        made = jnp.mean(jnp.sum(observed - batch["observed"], axis=-1))
-        return loss, {**terms, "labels_made": made}
+        return loss, {**terms, "labels_made": jnp.mean(jnp.sum(observed - batch["observed"], axis=-1))}
 
-    def scores(self, batch: Batch) -> jax.Array:
+    def scores(self, batch: Batch) -> Float[Array, "b l"]:
         return _around.scores(self.net, batch)
 
     def refresh(self, variables: Mapping[str, Any], score: Any, epoch: int) -> dict[str, Any]:
@@ -111,11 +143,11 @@ class Curriculum(nn.Module):
         variables = _around.refresh(self.net, variables, score, epoch)
         if epoch < self.start or (epoch - self.start) % self.every:
             return variables
-        looks = [score("train", view)["logits"] for view in self.views or (None,)]
-        probabilities = [1 / (1 + np.exp(-np.clip(x.astype(np.float64), -80, 80))) for x in looks]
+        logits = [score("train", view)["logits"] for view in self.views or (None,)]
+        probabilities = [1 / (1 + np.exp(-np.clip(x.astype(np.float64), -80, 80))) for x in logits]
         labels = relabel(
-            np.mean(looks, axis=0),
-            self.known.value,
+            np.mean(logits, axis=0),
+            _around.codes(self.meta),
             self.strategy,
             threshold=self.threshold,
             proportion=self.proportion,
@@ -124,53 +156,4 @@ class Curriculum(nn.Module):
         return {**variables, "memory": {**variables["memory"], "labels": labels}}
 
 
-def curriculum(
-    *,
-    backbone: nn.Module,
-    criterion: Any,
-    meta: Meta,
-    net: Any = None,
-    strategy: str = "threshold",
-    threshold: float = 2.0,
-    proportion: float = 0.5,
-    every: int = 1,
-    start: int = 1,
-    views: Sequence[str] = (),
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> Curriculum:
-    """Curriculum labelling for a data set.
-
-    Args:
-      criterion: of the inner system: {"name": "partial_bce", "reduction": "batch_mean"} as in the paper, or any other.
-      net: the section of the system around which it works; None: the baseline.
-      strategy, threshold, proportion: see `relabel`.
-      every: epochs from one labelling to the next, each from scratch.
-      start: the first epoch before which it is done; until then the known labels alone are trained on.
-      views: looks at the images whose scores are averaged, e.g. ("224", "224:flip"); empty: the evaluation's.
-        "uncertainty" needs two at least.
-    Raises:
-      UserError: an unknown strategy or view, or a value out of its range.
-    Differs from the paper: its uncertainty is that of dropout at test time; here it is over the views. Its graph
-      network is a system of its own (SSGRL's is alike), not part of this.
-    """
-    if strategy not in STRATEGIES:
-        raise UserError(f"config.system.strategy is {strategy!r}{nearest(strategy, STRATEGIES)}.")
-    if not 0 <= proportion <= 1:
-        raise UserError(f"config.system.proportion is {proportion}; it is a share from 0 to 1.")
-    if not threshold >= 0:
-        raise UserError(f"config.system.threshold is {threshold}; it is at least 0.")
-    if every < 1 or start < 0:
-        raise UserError(f"config.system.every is {every} and start {start}; they are epochs, at least 1 and 0.")
-    views = tuple(views)
-    for text in views:
-        parse_view(text)
-    if strategy == "uncertainty" and len(views) < 2:
-        raise UserError("config.system.strategy='uncertainty' needs config.system.views, two at least.")
-    common = {"backbone": backbone, "meta": meta, "dtype": dtype, "axis": axis}
-    system = _around.inner(net or {"name": "baseline"}, criterion=criterion, **common)
-    known = _around.codes(meta)
-    return Curriculum(backbone, system, known, strategy, threshold, proportion, every, start, views, dtype, axis)
-
-
-NAMES = {"curriculum": curriculum}
+NAMES = {"curriculum": Curriculum}

@@ -14,32 +14,41 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 from mljax.layers import final, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.systems import _mcar
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
-POOLING = ("average", "max", "mean_of_both")
-
 
 class MCAR(nn.Module):
-    """The network; settings are explained at `mcar`, which builds it.
+    """MCAR for a data set.
 
     Logits are the larger ones of both streams. Attention is the map of sigmoids that boxes come from, divided by its
     sum over positions. There are no label features. `extra`: `global_logits` and `local_logits` (b l); `boxes` (b t 4)
     int32, left, right, top, bottom in pixels of the image, right and bottom excluded; `box_labels` (b t) int32, whose
     map a box comes from, the most probable first.
+
+    Attributes:
+      regions: t, how many labels give a box; all of them where there are fewer (the authors' topN).
+      threshold: of a profile scaled to [0, 1], where a box ends.
+      pooling: global pooling of both streams: "average", "max", or "mean_of_both" (the authors' gwp).
+
+    Reference: Gao and Zhou, "Learning to Discover Multi-Class Attentional Regions for Multi-Label Image Recognition",
+      IEEE TIP 2021, section III. What a box is exactly is said at `mljax.systems._mcar.interval`.
+    Differs from the authors' code: pooling takes all of the map, theirs windows of 1/32 of the image, which is the
+      same for maps of stride 32.
     """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    regions: int
-    threshold: float
-    pooling: str
+    meta: Meta
+    regions: int = 4
+    threshold: float = 0.5
+    pooling: str = "average"
     dtype: Any = jnp.float32
     axis: str | None = None
 
@@ -47,6 +56,21 @@ class MCAR(nn.Module):
         "MCAR looks at parts of the image again and cached features hold none; leave config.cache.train_views empty"
         " (--config.cache.train_views=)."
     )
+
+    def __post_init__(self) -> None:
+        one_of("config.system.pooling", self.pooling, ("average", "max", "mean_of_both"))
+        if self.regions < 1:
+            raise UserError(f"config.system.regions is {self.regions}; expected at least 1.")
+        if not 0 < self.threshold < 1:
+            raise UserError(
+                f"config.system.threshold is {self.threshold}; expected a share of the peak, above 0 and below 1."
+            )
+        super().__post_init__()
+
+    @property
+    def num_regions(self) -> int:
+        """t: at most one region for each label."""
+        return min(self.regions, self.meta.num_labels)
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -56,24 +80,23 @@ class MCAR(nn.Module):
         b, height, width, colours = image.shape
         feature_map = final(self.backbone(image, train=train)).astype(jnp.float32)
         init = torch_linear_init(feature_map.shape[-1])
-        classify = nn.Dense(self.labels, kernel_init=init, bias_init=init, name="classifier")
+        classify = nn.Dense(self.meta.num_labels, kernel_init=init, bias_init=init, name="classifier")
         scores = classify(self._pool(feature_map))
 
         maps = nn.sigmoid(classify(jax.lax.stop_gradient(feature_map))).transpose(0, 3, 1, 2)
-        _, chosen = jax.lax.top_k(scores, self.regions)
+        _, chosen = jax.lax.top_k(scores, self.num_regions)
         boxes = _mcar.boxes(jnp.take_along_axis(maps, chosen[:, :, None, None], 1), height, width, self.threshold)
         crops = jax.lax.stop_gradient(_mcar.crops(image, boxes)).reshape(-1, height, width, colours)
 
         regional = final(self.backbone(crops, train=train)).astype(jnp.float32)
-        local = classify(self._pool(regional)).reshape(b, self.regions, self.labels).max(1)
+        local = classify(self._pool(regional)).reshape(b, self.num_regions, -1).max(1)
         return Outputs(
             logits=jnp.maximum(scores, local),
             attention=(maps / maps.sum((-2, -1), keepdims=True))[:, None],
             extra={"global_logits": scores, "local_logits": local, "boxes": boxes, "box_labels": chosen},
         )
 
-    def _pool(self, feature_map: jax.Array) -> jax.Array:
-        """(b h w d) -> (b d)."""
+    def _pool(self, feature_map: Float[Array, "b h w d"]) -> Float[Array, "b d"]:
         average, largest = feature_map.mean((1, 2)), feature_map.max((1, 2))
         return {"average": average, "max": largest, "mean_of_both": (average + largest) / 2}[self.pooling]
 
@@ -86,46 +109,10 @@ class MCAR(nn.Module):
         return whole + parts, {"global_loss": whole, "local_loss": parts}
 
 
-def mcar(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    regions: int = 4,
-    threshold: float = 0.5,
-    pooling: str = "average",
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> MCAR:
-    """MCAR for a data set.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
-      regions: t, how many labels give a box; all of them where there are fewer (the authors' topN).
-      threshold: of a profile scaled to [0, 1], where a box ends.
-      pooling: global pooling of both streams: "average", "max", or "mean_of_both" (the authors' gwp).
-    Raises:
-      UserError: a setting out of range; later, a batch that holds no image.
-    Reference: Gao and Zhou, "Learning to Discover Multi-Class Attentional Regions for Multi-Label Image Recognition",
-      IEEE TIP 2021, section III. What a box is exactly is said at `mljax.systems._mcar.interval`.
-    Differs from the authors' code: pooling takes all of the map, theirs windows of 1/32 of the image, which is the
-    same for maps of stride 32.
-    """
-    if pooling not in POOLING:
-        raise UserError(f"config.system.pooling is {pooling!r}{nearest(pooling, POOLING)}.")
-    if regions < 1:
-        raise UserError(f"config.system.regions is {regions}; MCAR looks at one region at least.")
-    if not 0 < threshold < 1:
-        raise UserError(f"config.system.threshold is {threshold}; it is a share of the peak, above 0 and below 1.")
-    return MCAR(
-        backbone, criterion, meta.num_labels, min(regions, meta.num_labels), threshold, pooling, dtype, axis
-    )  # fmt: skip
-
-
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
     del system
     return {"params": {"classifier": names.pointwise("convclass")}}
 
 
 PUBLISHED = Published(_convert, trunk="features.")
-NAMES = {"mcar": mcar}
+NAMES = {"mcar": MCAR}

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mljax.errors import UserError
 from mljax.losses import partial
 from mljax.systems import _around
 from mljax.systems.baseline import PUBLISHED as CLASSIFIER
 from mljax.systems.baseline import Baseline
-from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
 CERTAIN = float(np.log(0.995 / 0.005))  # 5.293, of an observed positive; -5.293 of an observed negative
@@ -39,13 +40,13 @@ class RoleCriterion:
 
     def __call__(
         self,
-        logits: jax.Array,
+        logits: Float[Array, "b l"],
         batch: Batch,
         *,
-        labels: jax.Array | None = None,
-        observed: jax.Array | None = None,
+        labels: Float[Array, "b l"] | None = None,
+        observed: Float[Array, "b l"] | None = None,
         axis: str | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, ""]:
         """`partial.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
         truth: Any = batch["labels"] if labels is None else labels
         known: Any = batch["observed"] if observed is None else observed
@@ -56,25 +57,47 @@ class RoleCriterion:
 
 
 class Role(nn.Module):
-    """A system whose classification loss is ROLE's, and the table of estimated labels.
+    """ROLE around a system.
+
+    L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
+    the batch; see `mljax.losses.partial.role`, which takes the place of `config.loss` in the inner system. The table
+    starts uniformly within +-logit(0.6), observed positives at logit(0.995), observed negatives at logit(0.005). It is
+    trained at ten times the rate, without weight decay, and not averaged (`mljax.optim.groups.label_tables`); a group
+    of config.optim.groups that names "label_table" overrides that.
 
     Attributes:
-      backbone: of `net`, the same object.
-      net: any system, built with a `RoleCriterion`; what else its own loss has stays.
-      known: (N l) int8, see `_around.codes`; where the table starts.
+      net: the section of the system around which it works; None: the baseline. What else its own loss has stays.
+      expected: positives per image k: 1.5 on VOC 2012, 2.9 on COCO, 1.9 on NUS-WIDE, 31.4 on CUB.
+      eps: inside the logarithms.
+
+    Reference: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021.
+    Differs from the authors' code: a later stage takes the table as it is, where theirs takes the logit of its
+      probabilities clipped by 1e-5.
     """
 
     backbone: nn.Module
-    net: Any
-    known: Constant
+    meta: Meta
+    net: Any = None
+    expected: float = 2.9
+    eps: float = 1e-5
     dtype: Any = jnp.float32
     axis: str | None = None
+    steps_per_epoch: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.expected <= self.meta.num_labels:
+            raise UserError(
+                f"config.system.expected is {self.expected}; expected positives per image, from 0 to the"
+                f" {self.meta.num_labels} labels of {self.meta.name}."
+            )
+        _around.build_net(self, RoleCriterion(float(self.expected), self.eps))
+        super().__post_init__()
 
     def setup(self) -> None:
         self.label_table = self.param("label_table", self._start)
 
     def _start(self, key: jax.Array) -> jax.Array:
-        known = jnp.asarray(self.known.value)
+        known = jnp.asarray(_around.codes(self.meta))
         free = jax.random.uniform(key, known.shape, jnp.float32, -SPREAD, SPREAD)
         return jnp.where(known == 0, free, known.astype(jnp.float32) * CERTAIN)
 
@@ -84,50 +107,11 @@ class Role(nn.Module):
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         return self.net.loss({**batch, "theta": self.label_table[batch["index"]]}, step)
 
-    def scores(self, batch: Batch) -> jax.Array:
+    def scores(self, batch: Batch) -> Float[Array, "b l"]:
         return _around.scores(self.net, batch)
 
     def refresh(self, variables: Mapping[str, Any], score: Any, epoch: int) -> dict[str, Any]:
         return _around.refresh(self.net, variables, score, epoch)
-
-
-def role(
-    *,
-    backbone: nn.Module,
-    criterion: Any,
-    meta: Meta,
-    net: Any = None,
-    expected: float = 2.9,
-    eps: float = 1e-5,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> Role:
-    """ROLE for a data set.
-
-    L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
-    the batch; see `mljax.losses.partial.role`. The table starts uniformly within +-logit(0.6), observed positives at
-    logit(0.995), observed negatives at logit(0.005). It is trained at ten times the rate, without weight decay, and
-    not averaged (`mljax.optim.groups.label_tables`); a group of config.optim.groups that names "label_table" overrides
-    that.
-
-    Args:
-      criterion: not used; the loss is ROLE's.
-      net: the section of the system around which it works; None: the baseline.
-      expected: positives per image k: 1.5 on VOC 2012, 2.9 on COCO, 1.9 on NUS-WIDE, 31.4 on CUB.
-      eps: inside the logarithms.
-    Reference: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021.
-    Differs from the authors' code: a later stage takes the table as it is, where theirs takes the logit of its
-      probabilities clipped by 1e-5.
-    """
-    del criterion
-    if not 0 <= expected <= meta.num_labels:
-        raise UserError(
-            f"config.system.expected is {expected}, positives per image: from 0 to the {meta.num_labels} labels of"
-            f" {meta.name}."
-        )
-    common = {"backbone": backbone, "meta": meta, "dtype": dtype, "axis": axis}
-    system = _around.inner(net or {"name": "baseline"}, criterion=RoleCriterion(float(expected), eps), **common)
-    return Role(backbone, system, _around.codes(meta), dtype, axis)
 
 
 # --- released checkpoints ---------------------------------------------------------------------------------------------
@@ -143,10 +127,10 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
             "ROLE's checkpoint is two files, best_model_state_f.pt and best_model_state_g.pt; give both, or f alone to"
             " configs/single_positive.py."
         )
-    table, own = names.array("g.logits"), system.known.value.shape
-    if table.shape != own:
+    table, shape = names.array("g.logits"), system.meta.labels.shape
+    if table.shape != shape:
         raise UserError(
-            f"ROLE's table of labels has the shape {table.shape} and the training split {own}, images by labels; take"
+            f"ROLE's table of labels has the shape {table.shape} and the training split {shape}, images by labels; take"
             " the data set and the split that it was trained on, without --classes."
         )
     return {"params": {"net": CLASSIFIER.convert(names, system.net)["params"], "label_table": table}}
@@ -159,4 +143,4 @@ def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 PUBLISHED = Published(_convert, own=r"classifier\..*|g\..*", rename=_rename, files=r"best_model_state_(f|g)\.pt$")
-NAMES = {"role": role}
+NAMES = {"role": Role}

@@ -9,27 +9,28 @@ Exact: forward pass and losses are those of the authors' code, iCVTEAM/TDRG.
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32
 
 from mljax import parallel
 from mljax.convolution import BatchNorm
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 from mljax.layers import INITS, AttentionLayer, GroupLinear, encode, tokens, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
-ATTEND = ("image", "batch", "alone")
 TRANSFORMER, GRAPH = 0.7, 0.3  # shares of the two relations in the prediction
 
 
-def resize(x: jax.Array, height: int, width: int) -> jax.Array:
-    """Bilinear (b h w d) -> (b height width d) with corners kept in place: torch's align_corners=True."""
+def resize(x: Float[Array, "b h w d"], height: int, width: int) -> Float[Array, "b {height} {width} d"]:
+    """Bilinear, with corners kept in place: torch's align_corners=True."""
 
     def matrix(old: int, new: int) -> jax.Array:
         at = np.arange(new) * ((old - 1) / (new - 1) if new > 1 else 0.0)
@@ -45,7 +46,7 @@ def resize(x: jax.Array, height: int, width: int) -> jax.Array:
     return jnp.einsum("ih,jw,bhwd->bijd", matrix(old_height, height), matrix(old_width, width), x)
 
 
-def cross_scale(maps: list[jax.Array]) -> list[jax.Array]:
+def cross_scale(maps: list[Float[Array, "b _ _ d"]]) -> list[Float[Array, "b _ _ d"]]:
     """Add the product of all scales to each, at the size of the largest, and go back."""
     height, width = (max(x.shape[axis] for x in maps) for axis in (1, 2))
     large = [resize(x, height, width) for x in maps]
@@ -53,8 +54,8 @@ def cross_scale(maps: list[jax.Array]) -> list[jax.Array]:
     return [resize(x + product, *old.shape[1:3]) for x, old in zip(large, maps)]
 
 
-def top_share(scores: jax.Array, share: float = 0.05) -> jax.Array:
-    """(b n l) -> (b l): the mean of the highest `share` of the n scores, at least one."""
+def top_share(scores: Float[Array, "b n l"], share: float = 0.05) -> Float[Array, "b l"]:
+    """The mean of the highest `share` of the n scores, at least one."""
     count = max(1, round(share * scores.shape[1]))
     return jax.lax.top_k(scores.transpose(0, 2, 1), count)[0].mean(-1)
 
@@ -65,9 +66,9 @@ def _dense(features: int, fan_in: int, name: str, dtype: Any, bias: bool = True)
 
 
 class Transformer(nn.Module):
-    """Post-norm encoder layers without positions, shared by the scales that it is called on; (b n d) -> (b n d).
+    """Post-norm encoder layers without positions, shared by the scales that it is called on.
 
-    `attend` is explained at `tdrg`. `mask` (b) is 0 for padding, which no image attends to.
+    The fields are explained at `TDRG`.
     """
 
     layers: int
@@ -81,23 +82,19 @@ class Transformer(nn.Module):
     axis: str | None = None
 
     @nn.compact
-    def __call__(self, scales: list[jax.Array], mask: jax.Array, *, train: bool) -> list[jax.Array]:
+    def __call__(
+        self, scales: list[Float[Array, "b _ d"]], mask: Float[Array, "b"], *, train: bool
+    ) -> list[Float[Array, "b _ d"]]:
+        """The encoded scales; `mask` is 0 for padding, which no image attends to."""
         combine = None
         if self.attend == "batch":
             real = parallel.all_gather(mask, self.axis)[None, None, None] > 0
             combine = lambda s: jnp.where(real, s, jnp.finfo(s.dtype).min)  # noqa: E731
         for i in range(self.layers):
             layer = AttentionLayer(
-                self.heads,
-                self.width,
-                self.ffn,
-                self.dropout,
-                "gelu",
-                combine,
-                self.dtype,
-                self.initial,
-                name=f"layer_{i}",
-            )
+                heads=self.heads, width=self.width, hidden=self.ffn, dropout=self.dropout, activation="gelu",
+                combine=combine, dtype=self.dtype, initial=self.initial, name=f"layer_{i}",
+            )  # fmt: skip
             scales = [self._attend(layer, x, train) for x in scales]
         return scales
 
@@ -111,38 +108,61 @@ class Transformer(nn.Module):
 
 
 class TDRG(nn.Module):
-    """The network; settings are explained at `tdrg`, which builds it.
+    """TDRG for a data set. It needs neither label vectors nor co-occurrence.
 
     Label features are the nodes plus the graph's result (b l 2 width). Attention is the class activation maps, sigmoids
     of the scores, divided by their sum over positions. `extra`: `transformer_logits`, `graph_logits` and
     `activation_logits` (b l), `nodes` (b l 2 width), and `adjacency` (b l l): what label i takes from label j is at
     [j, i].
+
+    Attributes:
+      backbone: of its endpoints the two of the largest strides are used.
+      width: d of the scales and of each half of a node; the heads must divide it.
+      layers, heads, ffn, dropout: of the transformer.
+      attend: to what a position of the transformer attends: "image", all positions of its image, as the paper and the
+        authors' later code; "batch", the same position of all images of the batch, as their first code does, so that
+        predictions depend on the batch; "alone", itself, which is "batch" with one image at a time.
+      normalise: divide the nodes by the number of positions, so that they do not grow with the map; the authors sum.
+      initial: how the transformer's matrices start: "xavier", or "stacked" as theirs; see `layers.AttentionLayer`.
+
+    Reference: Zhao et al., "Transformer-based Dual Relation Graph for Multi-label Image Recognition", ICCV 2021.
+    Differs from the authors' code: position embeddings, which theirs makes and never uses, are absent; the classifier
+      holds the diagonal that theirs uses of a full convolution; a small map keeps at least one position in the top 5 %;
+      BatchNorm takes its statistics over all devices; with "batch", padding is left out.
     """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    width: int
-    layers: int
-    heads: int
-    ffn: int
-    dropout: float
-    attend: str
-    normalise: bool
-    initial: str
+    meta: Meta
+    width: int = 512
+    layers: int = 3
+    heads: int = 4
+    ffn: int = 2048
+    dropout: float = 0.0
+    attend: str = "image"
+    normalise: bool = False
+    initial: str = "xavier"
     dtype: Any = jnp.float32
     axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.attend", self.attend, ("image", "batch", "alone"))
+        one_of("config.system.initial", self.initial, INITS)
+        if self.backbone is not None:
+            last_two(dict.fromkeys(getattr(self.backbone, "endpoints", ())))
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         fine, coarse = (x.astype(self.dtype) for x in last_two(encode(self.backbone, batch, train=train)))
         b, height, width, channels = coarse.shape
+        labels = self.meta.num_labels
         encoded = self._transformer(fine, coarse, batch["mask"], train)
         pooled = jnp.concatenate([x.max(1) for x in encoded], axis=-1).astype(jnp.float32)
-        transformer_logits = _dense(self.labels, 3 * self.width, "classifier", jnp.float32)(pooled)
+        transformer_logits = _dense(labels, 3 * self.width, "classifier", jnp.float32)(pooled)
         guides = jax.lax.stop_gradient(encoded)  # the graph looks at the transformer and does not train it
 
-        scores = _dense(self.labels, channels, "constraint", self.dtype, bias=False)(tokens(coarse))
+        scores = _dense(labels, channels, "constraint", self.dtype, bias=False)(tokens(coarse))
         scores = scores.astype(jnp.float32)
         nodes = self._nodes(coarse, guides[1], nn.sigmoid(scores).astype(self.dtype))
         adjacency = self._adjacency(guides, nodes, train)
@@ -156,12 +176,14 @@ class TDRG(nn.Module):
         return Outputs(
             logits=TRANSFORMER * transformer_logits + GRAPH * graph_logits,
             label_features=features,
-            attention=maps.transpose(0, 2, 1).reshape(b, 1, self.labels, height, width),
+            attention=maps.transpose(0, 2, 1).reshape(b, 1, labels, height, width),
             extra={**extra, "activation_logits": top_share(scores), "nodes": nodes, "adjacency": adjacency},
         )
 
-    def _transformer(self, fine: jax.Array, coarse: jax.Array, mask: jax.Array, train: bool) -> list[jax.Array]:
-        """Two maps -> three encoded scales (b n width)."""
+    def _transformer(
+        self, fine: Float[Array, "b _ _ c1"], coarse: Float[Array, "b h w c2"], mask: Float[Array, "b"], train: bool
+    ) -> list[Float[Array, "b _ d"]]:
+        """Two maps -> three encoded scales."""
         if min(coarse.shape[1:3]) < 3:
             raise UserError(
                 f"TDRG's third scale needs a last map of at least 3x3, and it is {coarse.shape[1]}x{coarse.shape[2]};"
@@ -177,13 +199,15 @@ class TDRG(nn.Module):
             third(coarse),
         ]
         encoder = Transformer(
-            self.layers, self.heads, self.width, self.ffn, self.dropout, self.attend, self.initial, self.dtype,
-            self.axis, name="transformer",
+            layers=self.layers, heads=self.heads, width=self.width, ffn=self.ffn, dropout=self.dropout,
+            attend=self.attend, initial=self.initial, dtype=self.dtype, axis=self.axis, name="transformer",
         )  # fmt: skip
         return encoder([tokens(x) for x in cross_scale(maps)], mask, train=train)
 
-    def _nodes(self, coarse: jax.Array, guide: jax.Array, gates: jax.Array) -> jax.Array:
-        """One node for each label (b l 2 width): the gated sum of the backbone's map, and of the encoded one."""
+    def _nodes(
+        self, coarse: Float[Array, "b h w c"], guide: Float[Array, "b n d"], gates: Float[Array, "b n l"]
+    ) -> Float[Array, "b l 2*d"]:
+        """One node for each label: the gated sum of the backbone's map, and of the encoded one."""
         values = _dense(self.width, coarse.shape[-1], "node", self.dtype)(tokens(coarse))
         pooled = jnp.einsum("bnl,bnd->bld", gates, values)
         guided = jnp.einsum("bnl,bnd->bld", jax.lax.stop_gradient(gates), guide)
@@ -191,8 +215,10 @@ class TDRG(nn.Module):
             pooled, guided = pooled / gates.shape[1], guided / gates.shape[1]
         return jnp.concatenate([pooled, _dense(self.width, self.width, "node_guide", self.dtype)(guided)], axis=-1)
 
-    def _adjacency(self, guides: list[jax.Array], nodes: jax.Array, train: bool) -> jax.Array:
-        """The joint correlation (b l l) in float32 from the means of the encoded scales and the nodes."""
+    def _adjacency(
+        self, guides: list[Float[Array, "b _ d"]], nodes: Float[Array, "b l 2*d"], train: bool
+    ) -> Float32[Array, "b l l"]:
+        """The joint correlation from the means of the encoded scales and the nodes."""
         d, (_, labels, node) = 3 * self.width, nodes.shape
         guide = _dense(d, d, "guide", self.dtype)(jnp.concatenate([x.mean(1) for x in guides], axis=-1))
         guide = nn.leaky_relu(BatchNorm(axis=self.axis, dtype=self.dtype, name="guide_bn")(guide, train), 0.2)
@@ -211,8 +237,8 @@ class TDRG(nn.Module):
         return sum(terms.values(), jnp.float32(0)), {f"loss_{name}": value for name, value in terms.items()}
 
 
-def last_two(endpoints: dict[str, jax.Array]) -> list[jax.Array]:
-    """The maps of the two largest strides, the finer one first."""
+def last_two(endpoints: Mapping[str, Any]) -> list[Any]:
+    """The maps (b h w d) of the two largest strides, the finer one first."""
     strides = sorted((name for name in endpoints if name.isdigit()), key=int)
     if len(strides) < 2:
         raise UserError(
@@ -220,64 +246,6 @@ def last_two(endpoints: dict[str, jax.Array]) -> list[jax.Array]:
             f" ('16', '32'), not {tuple(endpoints)}."
         )
     return [endpoints[stride] for stride in strides[-2:]]
-
-
-def tdrg(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    width: int = 512,
-    layers: int = 3,
-    heads: int = 4,
-    ffn: int = 2048,
-    dropout: float = 0.0,
-    attend: str = "image",
-    normalise: bool = False,
-    initial: str = "xavier",
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> TDRG:
-    """TDRG for a data set. It needs neither label vectors nor co-occurrence.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, of which the two of the largest strides are used; the loss; and the
-        facts of the training split.
-      width: d of the scales and of each half of a node; the heads must divide it.
-      layers, heads, ffn, dropout: of the transformer.
-      attend: to what a position of the transformer attends: "image", all positions of its image, as the paper and the
-        authors' later code; "batch", the same position of all images of the batch, as their first code does, so that
-        predictions depend on the batch; "alone", itself, which is "batch" with one image at a time.
-      normalise: divide the nodes by the number of positions, so that they do not grow with the map; the authors sum.
-      initial: how the transformer's matrices start: "xavier", or "stacked" as theirs; see `layers.AttentionLayer`.
-    Raises:
-      UserError: an unknown choice, or a backbone that gives only one endpoint.
-    Reference: Zhao et al., "Transformer-based Dual Relation Graph for Multi-label Image Recognition", ICCV 2021.
-    Differs from the authors' code: position embeddings, which theirs makes and never uses, are absent; the classifier
-      holds the diagonal that theirs uses of a full convolution; a small map keeps at least one position in the top 5 %;
-      BatchNorm takes its statistics over all devices; with "batch", padding is left out.
-    """
-    if attend not in ATTEND:
-        raise UserError(f"config.system.attend is {attend!r}{nearest(attend, ATTEND)}.")
-    if initial not in INITS:
-        raise UserError(f"config.system.initial is {initial!r}{nearest(initial, INITS)}.")
-    if backbone is not None:
-        last_two(dict.fromkeys(getattr(backbone, "endpoints", ())))  # type: ignore[arg-type]
-    return TDRG(
-        backbone,
-        criterion,
-        meta.num_labels,
-        width,
-        layers,
-        heads,
-        ffn,
-        dropout,
-        attend,
-        normalise,
-        initial,
-        dtype,
-        axis,
-    )
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
@@ -332,14 +300,14 @@ _UNUSED_OLD = r"bottleneck\..*|classifier_global\..*|bn_position.*|gcn\.static_.
 
 def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Today's names for older ones, and torchvision's for the trunk: layer1.{0,1,4} are conv1, bn1 and layer1."""
-    found = {}
+    renamed = {}
     for name, value in state.items():
         for old, new in _OLD:
             name = re.sub(f"^{old}", new, name)
         name = re.sub(r"^layer1\.([014567])\.", lambda match: f"trunk.{_STEM[match[1]]}.", name)
-        found[re.sub(r"^(layer[234]\.)", r"trunk.\1", name)] = value
-    return found
+        renamed[re.sub(r"^(layer[234]\.)", r"trunk.\1", name)] = value
+    return renamed
 
 
 PUBLISHED = Published(_convert, trunk="trunk.", ignored=f"{_UNUSED}|{_UNUSED_OLD}", rename=_rename)
-NAMES = {"tdrg": tdrg}
+NAMES = {"tdrg": TDRG}

@@ -1,19 +1,151 @@
-"""Tiny runs of every config: what the tests of systems, parallelism, configs and resume iterate over."""
+"""What tests share: made-up metadata and batches, golden cases, and tiny runs of every config."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mljax import experiment, parallel, train
 from mljax.config.reading import read_config
 from mljax.pipeline import loader
+from mljax.types import Meta
 
-ROOT = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
 PLAIN = {"mean": [0.5] * 3, "std": [0.25] * 3, "weights": None}
+
+
+# --- metadata and batches ---------------------------------------------------------------------------------------------
+
+
+def meta(
+    labels: int | np.ndarray = 6,
+    *,
+    images: int = 40,
+    observed: np.ndarray | None = None,
+    vectors: int | np.ndarray | None = None,
+    classes: tuple[str, ...] = (),
+    seed: int = 0,
+) -> Meta:
+    """A training split of so many labels, each true for 40% of the images.
+
+    Args:
+      labels: how many, or (N l) zeros and ones themselves.
+      observed: (N l); all known unless given. Labels that are not known are zero.
+      vectors: the width of drawn label vectors, or (l e) vectors themselves.
+    """
+    rng = np.random.default_rng(seed)
+    y = (rng.random((images, labels)) < 0.4) if isinstance(labels, int) else np.asarray(labels)
+    known = np.ones(y.shape, np.uint8) if observed is None else np.asarray(observed).astype(np.uint8)
+    if isinstance(vectors, int):
+        vectors = rng.normal(size=(y.shape[1], vectors))
+    return Meta(
+        name="toy",
+        classes=classes or tuple(f"c{i}" for i in range(y.shape[1])),
+        labels=y.astype(np.uint8) * known,
+        observed=known,
+        vectors=None if vectors is None else np.asarray(vectors, np.float32),
+    )
+
+
+def batch(
+    features: Any,
+    labels: int | np.ndarray = 6,
+    *,
+    observed: np.ndarray | float = 1.0,
+    mask: np.ndarray | None = None,
+    seed: int = 0,
+    **more: Any,
+) -> dict[str, Any]:
+    """A batch of a backbone's endpoints, as a system's `loss` and `__call__` take it.
+
+    Args:
+      features: (b h w d) of stride 32, their shape to draw normal ones, or a dict by stride.
+      labels: how many, each true for 40% of the images, or (b l) labels themselves.
+      observed: (b l) zeros and ones, or the share that is drawn as known. Labels that are not known are zero.
+      mask: (b); no padding unless given.
+      more: other entries, e.g. `views`, also in place of those here.
+    """
+    rng = np.random.default_rng(seed)
+    if isinstance(features, tuple):
+        features = rng.normal(size=features).astype(np.float32)
+    endpoints = features if isinstance(features, Mapping) else {"32": features}
+    b = len(next(iter(endpoints.values())))
+    y = (rng.random((b, labels)) < 0.4) if isinstance(labels, int) else np.asarray(labels)
+    known = rng.random(y.shape) < observed if isinstance(observed, float) else np.asarray(observed)
+    return {
+        "endpoints": endpoints,
+        "labels": np.float32(y * known),
+        "observed": np.float32(known),
+        "mask": np.ones(b, np.float32) if mask is None else np.float32(mask),
+        "index": np.arange(b, dtype=np.int32),
+        **more,
+    }
+
+
+# --- golden cases -----------------------------------------------------------------------------------------------------
+
+
+def data_root() -> Path | None:
+    """The folder of real photos, labels and weights: $MLJAX_DATA, or ../shared/data beside the checkout."""
+    for root in (os.environ.get("MLJAX_DATA"), ROOT.parent / "shared" / "data"):
+        if root and Path(root).is_dir():
+            return Path(root)
+    return None
+
+
+def golden_file(name: str) -> Path:
+    """A golden case: kept here if small, else beside the data; the test skips where it is absent."""
+    root = data_root()
+    for path in (TESTS / "golden" / name, *([root.parent / "golden" / name] if root else [])):
+        if path.is_file():
+            return path
+    pytest.skip(f"golden case {name} is not on this machine")
+
+
+def golden(name: str, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of `golden_file(name + ".npz")` whose names start with a prefix, by the rest of the name."""
+    with np.load(golden_file(f"{name}.npz")) as file:
+        return below(prefix, file)
+
+
+def below(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names start with a prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+
+
+def weights(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The authors' parameters in a golden case, by their names."""
+    return below("w/", arrays)
+
+
+def close(actual: Any, expected: Any, **tolerance: float) -> None:
+    """Within the tolerance of golden cases, or another."""
+    np.testing.assert_allclose(actual, expected, **({"rtol": 1e-4, "atol": 1e-5} | tolerance))
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+    """(b d h w), as torch has maps -> (b h w d)."""
+    return np.moveaxis(x, 1, -1)
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    """The leaves of a tree by their paths."""
+    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
+
+
+def shapes(tree: Any) -> Any:
+    """The shape of every leaf."""
+    return jax.tree.map(lambda x: tuple(x.shape), tree)
+
+
+# --- tiny runs --------------------------------------------------------------------------------------------------------
 
 
 def config(name: str, words: str = "smoke", **changes: Any) -> Any:
@@ -84,7 +216,3 @@ def loss_and_gradients(system: Any, variables: Any, batch: Any, step: int) -> tu
         return value
 
     return jax.value_and_grad(loss)(params)
-
-
-def flat(tree: Any) -> dict[str, np.ndarray]:
-    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}

@@ -4,29 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mljax import optim
 from mljax.data.files import some
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
-from mljax.optim.groups import path_name, paths
 from mljax.run import load
 from mljax.rundir.checkpoint import Checkpoints
+from mljax.trees import flatten, map_named
 
 STARTS = ("last", "best", "ema")
 
 
 def take_over(new: Any, old: Any) -> Any:
     """What a stage inherits: leaves of the same path and shape come from the stage before, the rest stays new."""
-    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+    known = flatten(old)
 
-    def pick(path: Any, leaf: Any) -> Any:
-        found = known.get(jax.tree_util.keystr(path))
-        return found if found is not None and np.shape(found) == np.shape(leaf) else leaf
+    def pick(path: str, leaf: Any) -> Any:
+        return known[path] if path in known and np.shape(known[path]) == np.shape(leaf) else leaf
 
-    return jax.tree_util.tree_map_with_path(pick, new)
+    return map_named(pick, new)
 
 
 def of_stage(folder: Path, start: str) -> dict[str, Any]:
@@ -59,18 +57,18 @@ def of_run(workdir: str, variables: Mapping[str, Any], run: Experiment) -> tuple
     other = load(workdir)
     same_classes, count = tuple(other.classes) == tuple(run.meta.classes), len(other.classes)
     kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-    known = paths({name: other.variables[name] for name in kept if name in other.variables})
+    known = flatten({name: other.variables[name] for name in kept if name in other.variables})
     fits = {
         path: known[path]
-        for path, leaf in paths(kept).items()
+        for path, leaf in flatten(kept).items()
         if path in known
         and known[path].shape == leaf.shape
         and (same_classes or "/backbone/" in path or count not in leaf.shape)
     }
-    if not any(path in fits for path in paths({"params": kept["params"]})):
+    if not any(path in fits for path in flatten({"params": kept["params"]})):
         raise UserError(f"config.init={workdir!r}: nothing of that run fits this network; is it another one?")
-    fresh = sorted(paths({"params": kept["params"]}).keys() - fits.keys())
-    taken = jax.tree_util.tree_map_with_path(lambda path, leaf: fits.get(path_name(path), leaf), kept)
+    fresh = sorted(flatten({"params": kept["params"]}).keys() - fits.keys())
+    taken = map_named(lambda path, leaf: fits.get(path, leaf), kept)
     told = f"{len(fits)} arrays of {workdir}, statistics among them" + (
         f"; new: {some([p.partition('/')[2] for p in fresh], 6)}" if fresh else ""
     )

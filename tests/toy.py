@@ -10,6 +10,7 @@ import numpy as np
 from mljax import experiment, parallel, train
 from mljax.config.reading import read_config
 from mljax.pipeline import loader
+from mljax.trees import flatten
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
@@ -87,4 +88,4 @@ def loss_and_gradients(system: Any, variables: Any, batch: Any, step: int) -> tu
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
+    return {path: np.asarray(x) for path, x in flatten(tree).items()}

@@ -22,7 +22,7 @@ from mljax.errors import UserError, nearest
 
 @contextlib.contextmanager
 def _without_collecting() -> Iterator[None]:
-    """No garbage collection meanwhile: a million new strings are no garbage, and looking for some takes a tenth."""
+    """No garbage collection meanwhile: a million new strings are not garbage, and looking for some takes a tenth."""
     was = gc.isenabled()
     gc.disable()
     try:

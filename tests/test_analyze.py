@@ -236,7 +236,7 @@ def test_a_figure_can_be_added(workdir, tmp_path, monkeypatch):
         (["retrieval", "--images=1"], "--images=1 is too few to compare; expected at least 2"),
         (["retrieval", "--query=gone.jpg", "--labels=person"], "gone.jpg"),
         (["tsne", "--seed=-1"], "--seed=-1 is out of range; expected 0"),
-        (["tsne", "--labels=person"], "t-SNE needs two labels that two images have each, and scenes test shows"),
+        (["tsne", "--labels=person"], "t-SNE needs two labels that two images have each, and scenes test has 1"),
         (["tsne", "--points=3"], "t-SNE needs two labels that two images have each"),
         (["tsne", "--perplexity=0"], "--perplexity=0 is not positive; 5 to 50 are usual"),
         (["attention", "--count=0"], "--count and --top must be at least 1"),

@@ -23,7 +23,7 @@ from mljax.errors import UserError, one_of
 from mljax.losses.criterion import WHOLE, criterion
 from mljax.parallel import axis_of
 from mljax.pipeline import feature_cache, transforms
-from mljax.trees import merge
+from mljax.trees import flatten, merge
 from mljax.types import Batch, Config, Meta
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -274,8 +274,8 @@ def cache_key(experiment: Experiment, variables: Mapping[str, Any]) -> str:
     head = json.dumps([section, experiment.config.dtype, experiment.mean, experiment.std], sort_keys=True, default=str)
     digest = hashlib.sha256(head.encode())
     for collection in ("params", "batch_stats"):
-        for path, leaf in jax.tree.leaves_with_path(variables.get(collection, {}).get("backbone", {})):
-            digest.update(jax.tree_util.keystr(path).encode())
+        for path, leaf in flatten(variables.get(collection, {}).get("backbone", {})).items():
+            digest.update(path.encode())
             digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
 

@@ -9,9 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mljax.convolution import BatchNorm
+from mljax.trees import flatten, nest
 
 
 def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[dict[str, Any], int]:
@@ -34,17 +34,18 @@ def fold(system: nn.Module, variables: Mapping[str, Any], batch: Any) -> tuple[d
 
     with nn.intercept_methods(record):
         jax.eval_shape(lambda v, b: system.apply(v, b, train=False), variables, batch)
-    params: dict[Any, Any] = flatten_dict(dict(variables["params"]))
-    stats: dict[Any, Any] = flatten_dict(dict(variables.get("batch_stats", {})))
+    params, stats = flatten(variables["params"]), flatten(variables.get("batch_stats", {}))
     folded = 0
-    for path, epsilon in eps.items():
-        kernel = (*path[:-1], path[-1].replace("bn", "conv"), "kernel")  # conv1 bn1, k_conv k_bn, .. in all backbones
-        if (*path, "scale") not in params or kernel not in params or (*kernel[:-1], "bias") in params:
+    for (*parents, name), own in eps.items():
+        path = "/".join([*parents, name])
+        conv = "/".join([*parents, name.replace("bn", "conv")])  # conv1 bn1, k_conv k_bn, .. in all backbones
+        kernel = f"{conv}/kernel"
+        if f"{path}/scale" not in params or kernel not in params or f"{conv}/bias" in params:
             continue
-        gain, bias = (params.pop((*path, name)) for name in ("scale", "bias"))
-        mean, var = (stats.pop((*path, name)) for name in ("mean", "var"))
-        gain = np.asarray(gain, np.float64) / np.sqrt(np.asarray(var, np.float64) + epsilon)
+        gain, bias = (params.pop(f"{path}/{leaf}") for leaf in ("scale", "bias"))
+        mean, var = (stats.pop(f"{path}/{leaf}") for leaf in ("mean", "var"))
+        gain = np.asarray(gain, np.float64) / np.sqrt(np.asarray(var, np.float64) + own)
         params[kernel] = (np.asarray(params[kernel]) * gain).astype(np.float32)
-        params[(*path, "bias")] = (np.asarray(bias) - np.asarray(mean) * gain).astype(np.float32)
+        params[f"{path}/bias"] = (np.asarray(bias) - np.asarray(mean) * gain).astype(np.float32)
         folded += 1
-    return {**variables, "params": unflatten_dict(params), "batch_stats": unflatten_dict(stats)}, folded
+    return {**variables, "params": nest(params), "batch_stats": nest(stats)}, folded

@@ -18,7 +18,7 @@ from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.known_labels import Known, to_array
 from mljax.pictures import drawing
-from mljax.pictures.overlays import hot
+from mljax.pictures.overlays import scale
 from mljax.pipeline import loader
 from mljax.pipeline.images import ImageError, decode
 from mljax.rundir.checkpoint import Checkpoints
@@ -164,7 +164,7 @@ class Run:
         if label not in self.classes:
             raise UserError(f"There is no label {label!r}{nearest(label, self.classes)}.")
         weights = self.attention([image])[0, self.classes.index(label)]
-        return drawing.overlay(decode(image, where=_name(image)), weights, high=hot(weights))
+        return drawing.overlay(decode(image, where=_name(image)), weights, high=scale(weights))
 
     def with_labels(self, labels: Sequence[str], vectors: Any = None) -> "Run":
         """This run for labels that it was not trained on, of a zero-shot ML-Decoder; see `zero_shot.with_labels`."""
@@ -210,7 +210,7 @@ def load(
       workdir: its run directory; the data set is not needed.
       checkpoint: "selected" (what the run reported), "last" or "best".
       ema: averaged parameters; None: as the run reported.
-      known: share of labels that `evaluate` gives to a system that predicts with known labels; None: as the run's config.
+      known: share of labels that `evaluate` gives to a system that predicts with known labels; None: as the config says.
     Raises:
       UserError: there is no run, no checkpoint yet, or a damaged one.
     """

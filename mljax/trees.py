@@ -1,9 +1,10 @@
-"""The strict merge of loaded arrays into a model's own: nothing is left out in silence."""
+"""Trees of arrays: leaves by their paths "a/b/c", and the strict merge of loaded arrays into a model's."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,12 +13,19 @@ from mljax.errors import UserError, nearest
 MAX_LINES = 40  # of a difference that is shown
 
 
-def flatten(tree: Mapping[str, Any], start: str = "") -> dict[str, Any]:
-    """{"a": {"b": x}} -> {"a/b": x}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{start}{key}/") if isinstance(value, Mapping) else {f"{start}{key}": value}
-    return flat
+def flatten(tree: Any) -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}, in the order of jax's leaves; for any pytree, empty parts left out."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """`jax.tree.map` of function("a/b", leaf, ..)."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(path_name(path), *leaves), tree, *rest)
+
+
+def path_name(path: Any) -> str:
+    """A path of jax.tree_util as "a/b/c", the one form in which mljax names leaves."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +41,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge(init: Mapping[str, Any], loaded: Mapping[str, Any], *, skip: Sequence[str] = ()) -> dict[str, Any]:
-    """Loaded arrays in the place of the initial ones; structure and shapes must be equal.
+    """Loaded arrays in place of a model's; structure and shapes must be equal.
 
     Args:
       init: nested dict of arrays, as `model.init` gives.
@@ -43,54 +51,55 @@ def merge(init: Mapping[str, Any], loaded: Mapping[str, Any], *, skip: Sequence[
     Returns:
       A nested dict with the structure and dtypes of `init`. Loaded arrays are copied.
     Raises:
-      UserError: several lines: "-" the model wants, "+" the weights have. Or a pattern of `skip` is wrong or matches
-        nothing.
+      UserError: several lines: "-" of the model alone, "+" of the weights alone. Or a pattern of `skip` is not a
+        regular expression, or matches nothing.
     """
     skipped = check(init, loaded, skip=skip)
-    wanted, given = flatten(init), flatten(loaded)
-    return nest({path: own if path in skipped else _like(given[path], own) for path, own in wanted.items()})
+    arrays = flatten(loaded)
+    return map_named(lambda path, leaf: leaf if path in skipped else _like(arrays[path], leaf), dict(init))
 
 
 def check(init: Mapping[str, Any], loaded: Mapping[str, Any], *, skip: Sequence[str] = ()) -> set[str]:
     """The paths that are skipped; raises as `merge` does, and copies nothing. `init` may hold shapes alone."""
-    wanted, given = flatten(init), flatten(loaded)
-    skipped = _matches(skip, {*wanted, *given})
-    wanted_shapes = {path: tuple(value.shape) for path, value in wanted.items() if path not in skipped}
-    given_shapes = {path: tuple(value.shape) for path, value in given.items() if path not in skipped}
-    if wanted_shapes != given_shapes:
-        raise UserError(_difference(wanted_shapes, given_shapes))
+    shapes = [{path: tuple(leaf.shape) for path, leaf in flatten(tree).items()} for tree in (init, loaded)]
+    skipped = _matches(skip, {*shapes[0], *shapes[1]})
+    model, weights = ({path: shape for path, shape in tree.items() if path not in skipped} for tree in shapes)
+    if model != weights:
+        raise UserError(_difference(model, weights))
     return skipped
 
 
 def _matches(patterns: Sequence[str], paths: set[str]) -> set[str]:
     """The paths that any of the patterns is found in."""
     if isinstance(patterns, str):
-        raise UserError(f"What to skip is a list of patterns, and {patterns!r} is one string; write ({patterns!r},).")
-    found: set[str] = set()
+        raise UserError(f"The list of patterns to skip is one string, {patterns!r}; write ({patterns!r},).")
+    matches: set[str] = set()
     for pattern in patterns:
         try:
-            mine = {path for path in paths if re.search(pattern, path)}
+            new = {path for path in paths if re.search(pattern, path)}
         except re.error as error:
-            raise UserError(f"The pattern {pattern!r} of what to skip is no regular expression ({error}).") from None
-        if not mine:
-            raise UserError(f"The pattern {pattern!r} of what to skip matches no parameter{nearest(pattern, paths)}.")
-        found |= mine
-    return found
+            raise UserError(
+                f"The pattern {pattern!r} to skip is not a regular expression ({error}); correct it."
+            ) from None
+        if not new:
+            raise UserError(f"The pattern {pattern!r} to skip matches no parameter{nearest(pattern, paths)}.")
+        matches |= new
+    return matches
 
 
-def _difference(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]) -> str:
+def _difference(model: Mapping[str, tuple[int, ...]], weights: Mapping[str, tuple[int, ...]]) -> str:
     lines = []
-    for path in sorted({*wanted, *given}):
-        if wanted.get(path) != given.get(path):
-            lines += [f"- {path} {wanted[path]}"] if path in wanted else []
-            lines += [f"+ {path} {given[path]}"] if path in given else []
+    for path in sorted({*model, *weights}):
+        if model.get(path) != weights.get(path):
+            lines += [f"- {path} {model[path]}"] if path in model else []
+            lines += [f"+ {path} {weights[path]}"] if path in weights else []
     shown = lines[:MAX_LINES] + ([f"... and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else [])
-    head = "The weights do not fit the model (- it wants, + they have; name what may differ as skipped):"
+    head = "The weights do not fit the model (- in the model only, + in the weights only; skip what may differ):"
     return "\n".join([head, *shown])
 
 
-def _like(value: Any, own: Any) -> Any:
-    """The value as an array of the same kind and dtype; a copy, since the value may be a view of a file."""
-    if isinstance(own, np.ndarray):
-        return np.array(value, own.dtype)
-    return jnp.array(np.asarray(value).astype(own.dtype, copy=False), copy=True)
+def _like(value: Any, leaf: Any) -> Any:
+    """The value as an array of the kind and dtype of `leaf`; a copy, since the value may be a view of a file."""
+    if isinstance(leaf, np.ndarray):
+        return np.array(value, leaf.dtype)
+    return jnp.array(np.asarray(value).astype(leaf.dtype, copy=False), copy=True)

@@ -11,7 +11,7 @@ from PIL import Image
 import toy
 from mljax import experiment, predict, train
 from mljax.analyze import command, embeddings
-from mljax.analyze.inputs import Subject
+from mljax.analyze.inputs import Inputs
 from mljax.errors import UserError
 from mljax.pictures import plots
 from mljax.types import Outputs
@@ -191,11 +191,11 @@ def test_attention_of_a_photo_of_ones_own(workdir, seen, tmp_path):
 
 def test_regions_are_drawn_where_a_system_has_them(seen, tmp_path):
     run, source, _ = seen
-    subject = Subject(run, source, tmp_path, np.random.default_rng(0))
+    inputs = Inputs(run, source, tmp_path, np.random.default_rng(0))
     extra = {"boxes": np.array([[[0, 64, 0, 64]], [[16, 32, 8, 64]]]), "box_labels": np.array([[3], [5]])}
     out = Outputs(logits=np.zeros((2, 20)), extra=extra)
-    assert command.regions(subject, out, 1) == {5: [0.25, 0.125, 0.5, 1.0]}
-    assert command.regions(subject, Outputs(logits=np.zeros((2, 20))), 1) == {}
+    assert command.regions(inputs, out, 1) == {5: [0.25, 0.125, 0.5, 1.0]}
+    assert command.regions(inputs, Outputs(logits=np.zeros((2, 20))), 1) == {}
     picture = np.asarray(plots.boxed(Image.new("RGB", (200, 160)), [0.25, 0.125, 0.5, 1.0]))
     rows, columns = np.nonzero(picture.any(-1))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 159, 50, 99)
@@ -216,8 +216,8 @@ def test_a_figure_can_be_added(workdir, tmp_path, monkeypatch):
     def flags(parser):
         parser.add_argument("--factor", type=int, default=2)
 
-    def make(subject, args):
-        return {"doubled": args.factor * len(subject.source)}
+    def make(inputs, args):
+        return {"doubled": args.factor * len(inputs.source)}
 
     monkeypatch.setitem(command.FIGURES, "doubling", command.Figure(flags, make, images=10))
     call(workdir, "doubling", "--factor=3", f"--out={tmp_path}")
@@ -228,21 +228,21 @@ def test_a_figure_can_be_added(workdir, tmp_path, monkeypatch):
     ("argv", "said"),
     [
         ([], "The following arguments are required: figure"),
-        (["retrieve"], r"There is no figure 'retrieve' \(did you mean 'retrieval'\?\)"),
+        (["retrieve"], r"'retrieve' is not a figure \(did you mean 'retrieval'\?\)"),
         (["tsne", "--neighbours=3"], "There is no flag --neighbours"),
-        (["retrieval", "--labels=persn"], r"There is no label 'persn' \(did you mean 'person'\?\)"),
-        (["retrieval", "--labels=,"], "--labels names no label; join some by commas"),
+        (["retrieval", "--labels=persn"], r"'persn' is not a label of this run \(did you mean 'person'\?\)"),
+        (["retrieval", "--labels=,"], "--labels is empty; expected labels joined by commas"),
         (["retrieval", "--queries=0"], "--queries and --neighbours count photos; each must be at least 1"),
-        (["retrieval", "--images=1"], "--images=1 is too few to compare; it must be at least 2"),
+        (["retrieval", "--images=1"], "--images=1 is too few to compare; expected at least 2"),
         (["retrieval", "--query=gone.jpg", "--labels=person"], "gone.jpg"),
-        (["tsne", "--seed=-1"], "--seed=-1 is out of range"),
-        (["tsne", "--labels=person"], "t-SNE needs two labels that two images have each, and scenes test shows"),
+        (["tsne", "--seed=-1"], "--seed=-1 is out of range; expected 0"),
+        (["tsne", "--labels=person"], "t-SNE needs two labels that two images have each, and scenes test has 1"),
         (["tsne", "--points=3"], "t-SNE needs two labels that two images have each"),
-        (["tsne", "--perplexity=0"], "--perplexity=0 is too small; it must be above 0"),
+        (["tsne", "--perplexity=0"], "--perplexity=0 is not positive; 5 to 50 are usual"),
         (["attention", "--count=0"], "--count and --top must be at least 1"),
         (
             ["attention", "--images=2", "--labels=bus,sheep"],
-            "has bus . sheep; ask for more --images, or give a --photo",
+            "has bus . sheep; raise --images, or give a --photo",
         ),
         (["attention", "--split=trian"], "trian"),
     ],
@@ -255,13 +255,13 @@ def test_what_a_user_can_get_wrong(workdir, tmp_path, argv, said):
 def test_a_label_that_one_image_has_cannot_ask(workdir, seen, tmp_path):
     _, source, _ = seen
     label = source.classes[int(source.labels.sum(0).argmin())]
-    with pytest.raises(UserError, match=f"image with {label}, and a query wants another one; name other --labels"):
+    with pytest.raises(UserError, match=f"image with {label}, and a query needs two; name other --labels"):
         call(workdir, "retrieval", f"--labels={label}", f"--out={tmp_path}")
 
 
 def test_systems_without_label_features_or_attention(tmp_path, seen):
     train.fit(toy.config("baseline", optim__epochs=1), tmp_path / "run")
-    with pytest.raises(UserError, match="The system 'baseline' has no label features; this figure needs"):
+    with pytest.raises(UserError, match="The system 'baseline' has no label features; expected a run of a system"):
         call(tmp_path / "run", "retrieval")
     call(tmp_path / "run", "attention", "--count=1")  # class activation maps, one head
     (entry,) = read(tmp_path / "run" / "analysis", "attention")["attention"]

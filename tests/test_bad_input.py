@@ -168,8 +168,8 @@ def test_wrong_flags(refused, argv, sentence):
         ("data.train_images=4", "scenes train has 4 images, fewer than a batch of 16; lower config.optim.batch_size"),
         ("devices=3", "asks for 3 devices and this machine has 2"),
         ("optim.batch_size=15", "A batch of 15 does not divide over 2 devices"),
-        ("weights.name=nowhere", "There are no weights 'nowhere'"),
-        ("weights.name=/nowhere/x.pth", "The weight file /nowhere/x.pth is not there"),
+        ("weights.name=nowhere", "'nowhere' is not a name of published weights"),
+        ("weights.name=/nowhere/x.pth", "The weight file /nowhere/x.pth is missing"),
         ("vectors=nowhere.npz", "There is no file of label vectors 'nowhere.npz'"),
         ("vectors=none", "CMSG's correlation needs label vectors"),
         ("cache.train_views=64", "config.cache.train_views needs config.backbone.frozen='all'"),
@@ -418,7 +418,7 @@ def test_labels_without_vectors(refused, tmp_path, monkeypatch):
     said = refused(main, *argv)
     assert "could not be downloaded" in said and "runs with --config.vectors=none" in said
     said = refused(main, *argv, "--config.weights.name=/nowhere/x.pth", "--config.vectors=none")
-    assert "/nowhere/x.pth is not there" in said
+    assert "/nowhere/x.pth is missing" in said
 
 
 def own(folder, **changes):

@@ -260,7 +260,7 @@ def test_pack_command(capsys, tmp_path):
     status, said, _ = run(capsys, "pack", SCENES, out, *NEVER)
     assert status == 0 and said.count("was packed before") == 2
     status, _, err = run(capsys, "pack", SCENES, out, *NEVER, "--short-side=50")
-    assert status == 2 and "was begun with short_side=None" in err
+    assert status == 2 and "was started with short_side=None" in err
     status, said, _ = run(
         capsys,
         "stats",

@@ -1,11 +1,14 @@
-"""The strict merge."""
+"""Paths of leaves, and the strict merge."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mljax.errors import UserError
-from mljax.trees import merge
+from mljax.trees import flatten, map_named, merge, nest
 
 
 def trees():
@@ -49,7 +52,22 @@ def test_merge_refuses_patterns_that_are_wrong_or_match_nothing():
     init, loaded = trees()
     with pytest.raises(UserError, match="matches no parameter"):
         merge(init, loaded, skip=("haed/w",))
-    with pytest.raises(UserError, match="no regular expression"):
+    with pytest.raises(UserError, match="not a regular expression"):
         merge(init, loaded, skip=("(",))
     with pytest.raises(UserError, match="is one string"):
         merge(init, loaded, skip="head")
+
+
+class Pair(NamedTuple):
+    one: int
+    two: list[int]
+
+
+def test_leaves_have_one_form_of_path():
+    """Of dicts, lists and named tuples alike, in the order of jax's leaves."""
+    tree = {"b": Pair(1, [2, 3]), "a": {"x": 4, "nothing": {}}}
+    assert list(flatten(tree).items()) == [("a/x", 4), ("b/one", 1), ("b/two/0", 2), ("b/two/1", 3)]
+    assert list(flatten(tree).values()) == jax.tree.leaves(tree)
+    named = map_named(lambda path, leaf, other: (path, leaf + other), tree, tree)
+    assert named["b"].two[1] == ("b/two/1", 6) and named["a"]["x"] == ("a/x", 8)
+    assert nest({"a/b/c": 1, "a/d": 2}) == {"a": {"b": {"c": 1}, "d": 2}}

@@ -330,7 +330,7 @@ def test_masks_that_cannot_be_read(tmp_path):
         with pytest.raises(UserError, match=said):
             observe.observe(source(), {"name": "file", "path": str(path)})
     (tmp_path / "x.npz").write_bytes(b"nothing")
-    with pytest.raises(UserError, match="are no .npz of mljax.data.observe, or damaged"):
+    with pytest.raises(UserError, match="are not a complete .npz file of `mljax.data observe`"):
         observe.observe(source(), {"name": "file", "path": str(tmp_path / "x.npz")})
     masks.write(tmp_path / "m.npz", source())
     with pytest.raises(UserError, match="images or classes"):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mljax import optim
+from mljax import optim, trees
 from mljax.build import build
 from mljax.errors import UserError
 from mljax.optim import groups, schedules
@@ -257,7 +257,7 @@ def test_groups_by_hand():
         "head/kernel": -2.0 * (1 + 0.25 * 2),
         "head/bias": -1.0,
     }
-    ours = groups.paths(updates)
+    ours = trees.flatten(updates)
     assert set(ours) == set(expected)
     for path, value in expected.items():
         np.testing.assert_allclose(ours[path], value, rtol=1e-6, err_msg=path)

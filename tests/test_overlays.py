@@ -33,7 +33,7 @@ def test_label_and_probability_stand_below_the_picture(tmp_path, size, colour):
     image.thumbnail((1600, 1600))
     width, height = image.size
     left = (found.shape[1] - width) // 2
-    plain = np.asarray(drawing.overlay(image, MAP, high=overlays.hot(MAP)))
+    plain = np.asarray(drawing.overlay(image, MAP, high=overlays.scale(MAP)))
     np.testing.assert_array_equal(found[:height, left : left + width], plain)  # nothing is written on it
     strip = found[height:]
     assert (strip == 255).all(-1).mean() > 0.5 and (strip < 60).all(-1).any()  # black on white

@@ -157,7 +157,7 @@ def test_interrupted_it_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         pack(both(source), folder, shard=3)
     assert sorted(p.name for p in folder.glob("*.array_record")) == ["00000.array_record", "00001.array_record"]
-    with pytest.raises(UserError, match="The packing of 'train' .* is not complete: run the same command again"):
+    with pytest.raises(UserError, match="The packed split 'train' .* is not complete: run the command again"):
         packed("train", training=True, root=str(tmp_path / "out"))
     (folder / ".00002.77.array_record").write_bytes(b"left by a kill")
     monkeypatch.setattr(packing, "_write", lambda path, records: calls.append("more") or write(path, records))
@@ -170,9 +170,9 @@ def test_interrupted_it_goes_on(tmp_path, monkeypatch):
 def test_what_is_wrong_is_told(tmp_path):
     source, out = photos(tmp_path / "in"), tmp_path / "out"
     pack(both(source), out / "train", shard=4)
-    with pytest.raises(UserError, match="no packed split 'trian' .* .did you mean 'train'"):
+    with pytest.raises(UserError, match="'trian' is not a packed split of .* .did you mean 'train'"):
         packed("trian", training=True, root=str(out))
-    with pytest.raises(UserError, match="was begun with short_side=None"):
+    with pytest.raises(UserError, match="was started with short_side=None"):
         pack(both(source), out / "train", shard=4, short_side=20)
     with pytest.raises(UserError, match="holds other files"):
         pack(both(source), tmp_path / "in")
@@ -184,7 +184,7 @@ def test_what_is_wrong_is_told(tmp_path):
     with pytest.raises(UserError, match=r"00001.array_record' has \d+ of \d+ bytes"):
         packed("train", training=True, root=str(out))
     shard.unlink()
-    with pytest.raises(UserError, match="00001.array_record' is not there"):
+    with pytest.raises(UserError, match="00001.array_record' is missing"):
         packed("train", training=True, root=str(out))
     shard.write_bytes(b"\0" * len(content))
     with pytest.raises(UserError, match="cut short, damaged or not there"):

@@ -132,13 +132,13 @@ def test_without_a_network_it_says_what_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setitem(preparing.ARCHIVES, "tiny", (gone,))
     with pytest.raises(UserError, match=r"cannot be downloaded .*or put tiny.tar into .* by hand"):
         prepare("tiny", tmp_path)
-    with pytest.raises(UserError, match="account of the evaluation server only: put it into"):
+    with pytest.raises(UserError, match="account of the evaluation server: put it into"):
         prepare("voc2012test", tmp_path)
     with pytest.raises(UserError, match=r"no open download.*into .*/nus_wide"):
         prepare("nuswide", tmp_path)
     with pytest.raises(UserError, match=r"put VG_100K/, \{train,test\}_list_500.txt"):
         prepare("visual_genome", tmp_path)
-    with pytest.raises(UserError, match="no data set 'voc207' to prepare .did you mean 'voc2007'"):
+    with pytest.raises(UserError, match="'voc207' is not a data set that can be prepared .did you mean 'voc2007'"):
         prepare("voc207", tmp_path)
 
 

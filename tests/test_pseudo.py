@@ -92,10 +92,10 @@ def test_numbers_at_a_threshold():
     scores = {name: rng.random((7, 4)) for name in ("ist", "cst")}
     unknown, truth = rng.random((7, 4)) < 0.6, rng.random((7, 4)) < 0.4
     known, whole = SimpleNamespace(observed=~unknown, labels=truth), SimpleNamespace(labels=truth)
-    for line in pseudo_labels.found_at(scores, unknown, truth, [0.3, 0.8]):
+    for line in pseudo_labels.by_threshold(scores, unknown, truth, [0.3, 0.8]):
         assert line["ist"] == counted([scores["ist"]], known, whole, line["theta"])
         assert line["either"] == counted(list(scores.values()), known, whole, line["theta"])
-    nothing = pseudo_labels.found_at(scores, np.zeros_like(unknown), truth, [0.5])[0]["cst"]
+    nothing = pseudo_labels.by_threshold(scores, np.zeros_like(unknown), truth, [0.5])[0]["cst"]
     assert nothing == {"found": 0, "precision": None, "recall": None}
 
 
@@ -123,16 +123,16 @@ def test_cooccurrence_of_images_and_of_a_photo(workdir, seen, tmp_path, capsys):
 def test_no_pseudo_label_is_no_picture(workdir, tmp_path, capsys):
     call(workdir, "pseudo", "--threshold=1", f"--out={tmp_path}")
     assert json.loads((tmp_path / "pseudo.json").read_text())["pseudo"]["picture"] is None
-    assert "a lower --threshold shows more" in capsys.readouterr().out and not list(tmp_path.glob("*.png"))
+    assert "lower --threshold to see some" in capsys.readouterr().out and not list(tmp_path.glob("*.png"))
 
 
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["pseudo", "--threshold=2"], "--threshold=2 is no similarity or probability"),
+        (["pseudo", "--threshold=2"], "--threshold=2 is not a similarity or probability; expected 0 to 1"),
         (["pseudo", "--count=0"], "--count must be at least 1"),
         (["cooccurrence", "--top=1"], "--top at least 2 labels"),
-        (["cooccurrence", "--labels=cow,ghost"], "There is no label"),
+        (["cooccurrence", "--labels=cow,ghost"], "'ghost' is not a label of this run"),
     ],
 )
 def test_wrong_flags(workdir, argv, said):
@@ -142,15 +142,15 @@ def test_wrong_flags(workdir, argv, said):
 
 def test_a_run_with_the_data_sets_cooccurrence_is_told_what_it_lacks():
     system = SimpleNamespace(cooccurrence=np.eye(3), _pairs=False)  # of the word `dataset`, which has IST
-    subject: object = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=system)))
-    with pytest.raises(UserError, match="cooccurrence='dataset'.*needs a run with cooccurrence='image'"):
-        pseudo_labels.cooccurrence(subject, argparse.Namespace(count=1, top=2, photo=None, labels=None))
+    inputs: object = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=system)))
+    with pytest.raises(UserError, match="cooccurrence='dataset'.*expected a run with cooccurrence='image'"):
+        pseudo_labels.cooccurrence(inputs, argparse.Namespace(count=1, top=2, photo=None, labels=None))
 
 
 def test_runs_of_other_systems(tmp_path):
     config = SimpleNamespace(system=SimpleNamespace(name="cmsg"))
-    subject = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=object(), config=config)))
-    with pytest.raises(UserError, match="'cmsg' of this run makes no pseudo labels"):
-        pseudo_labels.pseudo(subject, argparse.Namespace(count=1, threshold=None))
+    inputs = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=object(), config=config)))
+    with pytest.raises(UserError, match="'cmsg' of this run makes no pseudo-labels"):
+        pseudo_labels.pseudo_labels(inputs, argparse.Namespace(count=1, threshold=None))
     with pytest.raises(UserError, match="'cmsg' of this run learns no co-occurrence"):
-        pseudo_labels.cooccurrence(subject, argparse.Namespace(count=1, top=3))
+        pseudo_labels.cooccurrence(inputs, argparse.Namespace(count=1, top=3))

@@ -11,12 +11,12 @@ from mljax import build, experiment
 
 # Leaves whose gradient is zero by construction.
 NO_GRADIENT = {
-    "": (r"key'\]\['bias'",),  # a constant added to every score of a query leaves the softmax as it is
-    "add_gcn": (r"context'\]\['bias'",),  # BatchNorm comes right after it
+    "": (r"key/bias$",),  # a constant added to every score of a query leaves the softmax as it is
+    "add_gcn": (r"context/bias$",),  # BatchNorm comes right after it
     # constants added to all scores of a softmax over positions
-    "ssgrl": (r"(joint|score)'\]\['bias'",),
-    "sst": (r"(joint|score)'\]\['bias'",),
-    "sarb": (r"(joint|score)'\]\['bias'", r"\['beta'\]"),  # no prototypes before the first refresh
+    "ssgrl": (r"(joint|score)/bias$",),
+    "sst": (r"(joint|score)/bias$",),
+    "sarb": (r"(joint|score)/bias$", r"(^|/)beta$"),  # no prototypes before the first refresh
 }
 
 # The share of the first loss that is reached, where it is not 0.35.

@@ -188,7 +188,7 @@ def test_choices_that_do_not_exist(root):
         ({"dataset": "voc/2007"}, "TFDS has prepared no 'voc/2007'.*prepare tfds:voc/2007 --root=/"),
         ({"version": "2.0.0"}, "no version 2.0.0 of 'tiny/2007'"),
         ({"labels": "label"}, r"no class labels 'label' .did you mean 'labels'"),
-        ({"difficult": "V3"}, "no policy 'V3'"),
+        ({"difficult": "V3"}, "difficult='V3' is not a policy"),
         ({"image": "picture"}, "no feature 'picture'"),
     ):
         with pytest.raises(UserError, match=message):

@@ -12,7 +12,7 @@ from flax import traverse_util
 from mljax import build
 from mljax.backbones import vit
 from mljax.errors import UserError
-from mljax.weights.identify import recognise
+from mljax.weights.identify import identify
 
 # Published totals, 86,567,656 and 304,326,632 at 224, less 1000 classes; at 384 there are 380 positions more.
 PARAMETERS = {
@@ -368,7 +368,7 @@ def test_convert_refuses_a_cut_file():
         vit.convert(state)
 
 
-def test_files_are_recognised():
+def test_files_are_identified():
     def nothing(*shape):
         return np.broadcast_to(np.int8(0), shape)
 
@@ -378,16 +378,16 @@ def test_files_are_recognised():
         return found | {f"{prefix}pos_embed": nothing(1, positions, width)}
 
     label = "a ViT-B with patches of 16 pixels"
-    assert recognise(like(768, 12, 197)) == (label, "", ("vit_base_16_224", "vit_base_16_384"))
-    assert recognise(like(768, 12, 577)).archs[0] == "vit_base_16_384"
-    assert recognise(like(1024, 24, 197, "module.")).archs[0] == "vit_large_16_224"
+    assert identify(like(768, 12, 197)) == (label, "", ("vit_base_16_224", "vit_base_16_384"))
+    assert identify(like(768, 12, 577)).archs[0] == "vit_base_16_384"
+    assert identify(like(1024, 24, 197, "module.")).archs[0] == "vit_large_16_224"
     for other in (like(768, 12, 785, patch=8), like(384, 12, 197), like(768, 11, 197)):
-        assert recognise(other).archs == () and recognise(other).label.startswith("a ViT of 1")
+        assert identify(other).archs == () and identify(other).label.startswith("a ViT of 1")
     hugging = {f"vit.encoder.layer.{i}.attention.attention.query.weight": nothing(768, 768) for i in range(12)}
     hugging["vit.embeddings.patch_embeddings.projection.weight"] = nothing(768, 3, 16, 16)
-    assert recognise(hugging).archs == ("vit_base_16_224", "vit_base_16_384")
+    assert identify(hugging).archs == ("vit_base_16_224", "vit_base_16_384")
     second = {"layers.0.blocks.0.attn.qkv.weight": nothing(3, 1), "layers.0.blocks.0.attn.cpb_mlp.0.weight": nothing(1)}
-    assert recognise(second).label == "a Swin of version 2"
+    assert identify(second).label == "a Swin of version 2"
 
 
 @pytest.mark.parametrize(

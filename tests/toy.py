@@ -13,6 +13,7 @@ import pytest
 from mljax import experiment, parallel, train
 from mljax.config.reading import read_config
 from mljax.pipeline import loader
+from mljax.trees import flatten
 from mljax.types import Meta
 
 TESTS = Path(__file__).parent
@@ -136,8 +137,8 @@ def nhwc(x: np.ndarray) -> np.ndarray:
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a tree by their paths."""
-    return {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree.leaves_with_path(tree)}
+    """Host arrays by their paths "a/b/c"."""
+    return {path: np.asarray(x) for path, x in flatten(tree).items()}
 
 
 def shapes(tree: Any) -> Any:

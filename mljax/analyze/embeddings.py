@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mljax.analyze.inputs import CELL, Subject, filename
+from mljax.analyze.inputs import CELL, Inputs, filename
 from mljax.config.command import Parser
 from mljax.errors import UserError
 from mljax.pictures import plots
@@ -21,7 +21,7 @@ def retrieval_flags(parser: Parser) -> None:
     parser.add_argument("--neighbours", type=int, default=6, help="nearest photos to show")
 
 
-def retrieval(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
+def retrieval(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     """Nearest photos by the features of one label, and of several labels concatenated.
 
     Every label's feature has length 1, so that each of several labels weighs the same: the similarity is the mean of
@@ -32,76 +32,76 @@ def retrieval(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.queries < 1 or args.neighbours < 1:
         raise UserError("--queries and --neighbours count photos; each must be at least 1.")
-    asked = subject.asked(args.labels) or frequent(subject)
-    columns = sorted({subject.column(label) for labels in asked for label in labels})
-    features = subject.features(columns)
-    found = []
-    for labels in asked:
-        chosen = features[:, [columns.index(subject.column(label)) for label in labels]]
-        found.append(retrieve(subject, labels, chosen.reshape(len(chosen), -1) / len(labels) ** 0.5, args))
-    return {"retrieval": found}
+    groups = inputs.asked(args.labels) or frequent(inputs)
+    columns = sorted({inputs.column(label) for labels in groups for label in labels})
+    features = inputs.features(columns)
+    results = []
+    for labels in groups:
+        chosen = features[:, [columns.index(inputs.column(label)) for label in labels]]
+        results.append(retrieve(inputs, labels, chosen.reshape(len(chosen), -1) / len(labels) ** 0.5, args))
+    return {"retrieval": results}
 
 
-def frequent(subject: Subject) -> list[list[str]]:
-    """Where no labels are asked for: the most frequent one, and the most frequent pair."""
-    labels, classes = subject.source.labels.astype(int), subject.run.classes
+def frequent(inputs: Inputs) -> list[list[str]]:
+    """The default labels: the most frequent one, and the most frequent pair."""
+    labels, classes = inputs.source.labels.astype(int), inputs.run.classes
     single = int(labels.sum(0).argmax())
     pairs = np.triu(labels.T @ labels, 1)
     i, j = np.unravel_index(pairs.argmax(), pairs.shape)
     return [[classes[single]], *([[classes[i], classes[j]]] if pairs[i, j] > 1 else [])]
 
 
-def retrieve(subject: Subject, labels: list[str], x: np.ndarray, args: argparse.Namespace) -> dict[str, Any]:
+def retrieve(inputs: Inputs, labels: list[str], x: np.ndarray, args: argparse.Namespace) -> dict[str, Any]:
     """One picture: a row for each query, with its nearest photos; x (N d) has rows of length 1."""
-    source, title = subject.source, " + ".join(labels)
-    having = np.all(subject.source.labels[:, [subject.column(label) for label in labels]] > 0, axis=1).reshape(-1)
+    source, title = inputs.source, " + ".join(labels)
+    matching = np.all(inputs.source.labels[:, [inputs.column(label) for label in labels]] > 0, axis=1).reshape(-1)
     if args.query:
         asking = [(-1, path) for path in args.query]
-        queries = own_queries(subject, args.query, labels)
+        queries = file_queries(inputs, args.query, labels)
     else:
-        if having.sum() < 2:
+        if matching.sum() < 2:
             raise UserError(
-                f"{source.name} has {int(having.sum())} image with {title}, and a query wants another one; name other"
-                " --labels, more --images, or a --query."
+                f"{source.name} has {int(matching.sum())} image with {title}, and a query needs two; name other"
+                " --labels, raise --images, or give a --query."
             )
-        chosen = np.sort(subject.rng.permutation(np.flatnonzero(having))[: args.queries])
+        chosen = np.sort(inputs.rng.permutation(np.flatnonzero(matching))[: args.queries])
         asking, queries = [(int(i), str(source.ids[i])) for i in chosen], x[chosen]
-    pictures, captions, told = [], [], []
-    for (own, name), similar in zip(asking, queries @ x.T):
-        order = [int(i) for i in np.argsort(-similar, kind="stable") if i != own][: args.neighbours]
-        first = decode(name, where=name) if own < 0 else subject.picture(own)
-        shown = title if own < 0 else subject.names(own)
+    pictures, captions, results = [], [], []
+    for (row, name), similar in zip(asking, queries @ x.T):
+        order = [int(i) for i in np.argsort(-similar, kind="stable") if i != row][: args.neighbours]
+        first = decode(name, where=name) if row < 0 else inputs.picture(row)
+        shown = title if row < 0 else inputs.names(row)
         pictures.append([plots.framed(first, "query", CELL)])
         captions.append([f"query {Path(name).stem}\n{shown}"])
         for i in order:
-            pictures[-1].append(plots.framed(subject.picture(i), "hit" if having[i] else "miss", CELL))
-            captions[-1].append(f"{similar[i]:.3f}  {source.ids[i]}\n{subject.names(i)}")
-        near = [{"id": str(source.ids[i]), "similarity": float(similar[i]), "hit": bool(having[i])} for i in order]
-        told.append({"query": name, "nearest": near})
-    target = subject.folder / f"retrieval_{filename(title)}.png"
+            pictures[-1].append(plots.framed(inputs.picture(i), "hit" if matching[i] else "miss", CELL))
+            captions[-1].append(f"{similar[i]:.3f}  {source.ids[i]}\n{inputs.names(i)}")
+        near = [{"id": str(source.ids[i]), "similarity": float(similar[i]), "hit": bool(matching[i])} for i in order]
+        results.append({"query": name, "nearest": near})
+    target = inputs.folder / f"retrieval_{filename(title)}.png"
     legend = f"nearest photos by {title}: blue asks, green has {'all' if len(labels) > 1 else 'it'}, orange does not"
     plots.save(plots.rows(pictures, captions, legend, CELL), target)
-    precision, chance = precision_at(x, having, args.neighbours)
+    precision, chance = precision_at(x, matching, args.neighbours)
     if precision is not None:
         print(
-            f"retrieval by {title}: {precision:.1f} % of the {args.neighbours} nearest have it ({int(having.sum())}"
+            f"retrieval by {title}: {precision:.1f} % of the {args.neighbours} nearest have it ({int(matching.sum())}"
             f" queries), {chance:.1f} % by chance"
         )
     print(target)
-    return {"labels": labels, "precision": precision, "chance": chance, "queries": told, "picture": target.name}
+    return {"labels": labels, "precision": precision, "chance": chance, "queries": results, "picture": target.name}
 
 
-def own_queries(subject: Subject, paths: list[str], labels: list[str]) -> np.ndarray:
+def file_queries(inputs: Inputs, paths: list[str], labels: list[str]) -> np.ndarray:
     """Features (q d) of a user's photos."""
-    columns = [subject.column(label) for label in labels]
-    parts = [np.asarray(subject.unit(out, columns)) for _, _, out in subject.run.stream(paths)]
+    columns = [inputs.column(label) for label in labels]
+    parts = [np.asarray(inputs.unit(out, columns)) for _, _, out in inputs.run.stream(paths)]
     x = np.concatenate(parts)
     return x.reshape(len(x), -1) / len(labels) ** 0.5
 
 
-def precision_at(x: np.ndarray, having: np.ndarray, k: int) -> tuple[float | None, float | None]:
+def precision_at(x: np.ndarray, matching: np.ndarray, k: int) -> tuple[float | None, float | None]:
     """In percent: how many of the k nearest others of an image with the labels have them too, and by chance."""
-    asking = np.flatnonzero(having)
+    asking = np.flatnonzero(matching)
     if len(asking) < 2 or len(x) <= k:
         return None, None
     hits = []
@@ -109,7 +109,7 @@ def precision_at(x: np.ndarray, having: np.ndarray, k: int) -> tuple[float | Non
         similar = x[part] @ x.T
         similar[np.arange(len(part)), part] = -np.inf
         near = np.argsort(-similar, axis=1, kind="stable")[:, :k]
-        hits.append(having[near].mean(1))
+        hits.append(matching[near].mean(1))
     chance = (len(asking) - 1) / (len(x) - 1)
     return 100 * float(np.concatenate(hits).mean()), 100 * chance
 
@@ -120,7 +120,7 @@ def tsne_flags(parser: Parser) -> None:
     parser.add_argument("--perplexity", type=float, default=30.0, help="of t-SNE: about how many neighbours count")
 
 
-def tsne(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
+def tsne(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     """Features of labels that images truly have, in two dimensions, and how well the labels are told apart.
 
     silhouette: of the features' cosine distances, by label, from -1 to 1 (scikit-learn's silhouette_score); of t-SNE's
@@ -130,33 +130,33 @@ def tsne(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     Reference: van der Maaten and Hinton, JMLR 2008; scikit-learn's TSNE with PCA's start.
     """
     if not args.perplexity > 0:
-        raise UserError(f"--perplexity={args.perplexity:g} is too small; it must be above 0, and 5 to 50 are usual.")
+        raise UserError(f"--perplexity={args.perplexity:g} is not positive; 5 to 50 are usual.")
     try:
         from sklearn.manifold import TSNE
         from sklearn.metrics import silhouette_samples, silhouette_score
     except ImportError:
         raise UserError(f"t-SNE needs scikit-learn and matplotlib; {plots.REPORT}.") from None
-    source, classes = subject.source, subject.run.classes
-    labels = list(dict.fromkeys(name for some in subject.asked(args.labels) for name in some)) or classes
-    columns = np.array([subject.column(label) for label in labels])
-    features = subject.features(columns)
+    source, classes = inputs.source, inputs.run.classes
+    labels = list(dict.fromkeys(name for some in inputs.asked(args.labels) for name in some)) or classes
+    columns = np.array([inputs.column(label) for label in labels])
+    features = inputs.features(columns)
     present = source.labels[:, columns] > 0
-    rows, groups = balanced(present, args.points, subject.rng)
+    rows, groups = balanced(present, args.points, inputs.rng)
     kept = np.flatnonzero(np.bincount(groups, minlength=len(columns)) > 1)
     use = np.isin(groups, kept)
     rows, groups = rows[use], np.searchsorted(kept, groups[use])
     names = [classes[i] for i in columns[kept]]
     if len(kept) < 2 or len(rows) < 5:
         raise UserError(
-            f"t-SNE needs two labels that two images have each, and {source.name} shows {len(kept)}; ask for more"
-            " --images or other --labels."
+            f"t-SNE needs two labels that two images have each, and {source.name} has {len(kept)}; raise"
+            " --images or name other --labels."
         )
     x = features[rows, kept[groups]]
     perplexity = min(args.perplexity, (len(x) - 1) / 3)
     plane = TSNE(perplexity=perplexity, init="pca", metric="cosine", random_state=args.seed).fit_transform(x)
     each = np.asarray(silhouette_samples(x, groups, metric="cosine"))
-    apart = [separation(features[:, i], present[:, i], subject.rng) for i in kept]
-    found = {
+    apart = [separation(features[:, i], present[:, i], inputs.rng) for i in kept]
+    results = {
         "points": len(x),
         "silhouette": float(each.mean()),
         "silhouette_plane": float(silhouette_score(plane, groups)),
@@ -165,14 +165,14 @@ def tsne(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
         "present_absent_of": dict(zip(names, apart)),
         "perplexity": perplexity,
     }
-    told = f"{found['silhouette']:.3f} (in the plane {found['silhouette_plane']:.3f})"
-    if found["present_absent"] is not None:
-        told += f", present against absent {found['present_absent']:.3f}"
-    title = f"{subject.run.experiment.config.system.name} on {source.name}: {len(x)} label features"
-    target = subject.folder / "tsne.png"
-    plots.save(plots.scatter(plane, groups, names, f"{title}\nsilhouette {told}"), target)
-    print(f"{title} of {len(names)} labels; silhouette {told}\n{target}")
-    return found | {"picture": target.name}
+    text = f"{results['silhouette']:.3f} (in the plane {results['silhouette_plane']:.3f})"
+    if results["present_absent"] is not None:
+        text += f", present against absent {results['present_absent']:.3f}"
+    title = f"{inputs.run.experiment.config.system.name} on {source.name}: {len(x)} label features"
+    target = inputs.folder / "tsne.png"
+    plots.save(plots.scatter(plane, groups, names, f"{title}\nsilhouette {text}"), target)
+    print(f"{title} of {len(names)} labels; silhouette {text}\n{target}")
+    return results | {"picture": target.name}
 
 
 def balanced(present: np.ndarray, points: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -182,8 +182,8 @@ def balanced(present: np.ndarray, points: int, rng: np.random.Generator) -> tupl
     images, labels = images[order], labels[order]
     turn = np.zeros(len(labels), int)  # 0 for the first entry of each label, 1 for the second, ..
     for label in range(present.shape[1]):
-        own = np.flatnonzero(labels == label)
-        turn[own] = np.arange(len(own))
+        entries = np.flatnonzero(labels == label)
+        turn[entries] = np.arange(len(entries))
     chosen = np.sort(np.argsort(turn, kind="stable")[: max(points, 0)])
     return images[chosen], labels[chosen]
 

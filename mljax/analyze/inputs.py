@@ -21,8 +21,8 @@ CELL = 200  # pixels of a photo in a picture
 
 
 @dataclasses.dataclass
-class Subject:
-    """What a figure is made of.
+class Inputs:
+    """A run, some images, and where the pictures go.
 
     Attributes:
       run: the loaded run.
@@ -47,7 +47,7 @@ class Subject:
 
     def column(self, label: str) -> int:
         if label not in self.run.classes:
-            raise UserError(f"There is no label {label!r}{nearest(label, self.run.classes)}.")
+            raise UserError(f"{label!r} is not a label of this run{nearest(label, self.run.classes)}.")
         return self.run.classes.index(label)
 
     def asked(self, texts: Sequence[str] | None) -> list[list[str]]:
@@ -59,24 +59,26 @@ class Subject:
         for label in labels:
             self.column(label)
         if not labels:
-            raise UserError("--labels names no label; join some by commas, such as --labels=person,dog.")
+            raise UserError("--labels is empty; expected labels joined by commas, such as --labels=person,dog.")
         return list(dict.fromkeys(labels))
 
     def photos(
-        self, own: Sequence[str] | None, asked: Sequence[int], count: int
+        self, files: Sequence[str] | None, columns: Sequence[int], count: int
     ) -> list[tuple[str, Any, np.ndarray | None]]:
-        """(name, image, true labels (l)): photos of one's own, of which no labels are known, or some of the split.
+        """(name, image, true labels (l)): the user's files, whose labels are unknown, or some images of the split.
 
-        Those of the split have all labels asked for (their numbers), or are among those of several; drawn by the seed.
+        Those of the split have all labels of `columns`, or several labels where it is empty; drawn by the seed.
         """
-        if own:
-            return [(path, path, None) for path in own]
+        if files:
+            return [(path, path, None) for path in files]
         labels = self.source.labels
-        having = np.flatnonzero(labels[:, asked].all(1) if asked else labels.sum(1) >= min(2, labels.sum(1).max()))
-        if not len(having):
-            names = " + ".join(self.run.classes[i] for i in asked)
-            raise UserError(f"No image of {self.source.name} has {names}; ask for more --images, or give a --photo.")
-        chosen = np.sort(self.rng.permutation(having)[:count])
+        matching = np.flatnonzero(
+            labels[:, columns].all(1) if columns else labels.sum(1) >= min(2, labels.sum(1).max())
+        )
+        if not len(matching):
+            names = " + ".join(self.run.classes[i] for i in columns)
+            raise UserError(f"No image of {self.source.name} has {names}; raise --images, or give a --photo.")
+        chosen = np.sort(self.rng.permutation(matching)[:count])
         return [(str(self.source.ids[i]), self.source.read(i), labels[i]) for i in chosen]
 
     def outputs(self, pick: Callable[[Any], Any]) -> Any:
@@ -91,13 +93,13 @@ class Subject:
         def apply(variables: Any, batch: Any) -> Any:
             return pick(run.system.apply(variables, run.prepare(batch), train=False))
 
-        look = (run.eval_views or (run.eval_transform(),))[0]
+        transform = (run.eval_views or (run.eval_transform(),))[0]
         size = min(run.config.eval.batch_size, len(self.source))
-        found = []
-        for batch in loader.eval_batches(self.source, look, batch_size=size, threads=run.config.input.threads):
+        parts = []
+        for batch in loader.eval_batches(self.source, transform, batch_size=size, threads=run.config.input.threads):
             kept = batch["mask"] > 0
-            found.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], apply(self.run.variables, batch)))
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], apply(self.run.variables, batch)))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def features(self, columns: Sequence[int] | np.ndarray) -> np.ndarray:
         """(N m d) float32 label features of m labels, each of length 1."""
@@ -108,14 +110,14 @@ class Subject:
         if out.label_features is None:
             name = self.run.experiment.config.system.name
             raise UserError(
-                f"The system {name!r} has no label features; this figure needs a run of one that has, such as 'cmsg'."
+                f"The system {name!r} has no label features; expected a run of a system that has them, such as 'cmsg'."
             )
         x = jnp.asarray(out.label_features)[:, np.asarray(columns)].astype(jnp.float32)
         return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def photo_flags(parser: Parser) -> None:
-    """Of figures that take what `Subject.photos` gives."""
+    """Of figures that take what `Inputs.photos` gives."""
     parser.add_argument("--photo", action="append", help="a photo of your own; by default images of the split")
     parser.add_argument("--count", type=int, default=4, help="how many images of the split")
 

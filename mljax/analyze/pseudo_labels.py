@@ -1,4 +1,4 @@
-"""Figures of SST: which labels go together in an image, and the pseudo labels that its two branches find."""
+"""Figures of SST: which labels go together in an image, and the pseudo-labels of its two branches."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from mljax import experiment
-from mljax.analyze.inputs import CELL, Subject, filename, photo_flags
+from mljax.analyze.inputs import CELL, Inputs, filename, photo_flags
 from mljax.config.command import Parser
 from mljax.errors import UserError
 from mljax.losses import partial
@@ -21,7 +21,7 @@ from mljax.pipeline import loader
 from mljax.pipeline.images import decode
 
 BRANCHES = {"ist": "IST", "cst": "CST"}
-SHOWN = 5  # pseudo labels under a photo
+SHOWN = 5  # pseudo-labels under a photo
 
 
 # --- co-occurrence ---------------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def cooccurrence_flags(parser: Parser) -> None:
     parser.add_argument("--top", type=int, default=12, help="labels at most: the true ones, then the likeliest")
 
 
-def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
+def cooccurrence(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     """The co-occurrence that the pair head sees in an image, beside that of the known training labels.
 
     A picture for each photo: the photo, the image's matrix P (symmetric, ones on its diagonal), and P(column | row)
@@ -42,43 +42,43 @@ def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.count < 1 or args.top < 2:
         raise UserError("--count must be at least 1, and --top at least 2 labels.")
-    system = subject.run.experiment.system
+    system = inputs.run.experiment.system
     if getattr(system, "cooccurrence", None) is not None:
         raise UserError(
             "This run takes the co-occurrence of labels from the data set, the same for every image"
-            " (config.system.cooccurrence='dataset', the word `dataset`); this figure needs a run with"
-            " cooccurrence='image'."
+            " (config.system.cooccurrence='dataset'); expected a run with"
+            " cooccurrence='image' instead."
         )
     if not getattr(system, "_pairs", False):
         raise UserError(
-            f"The system {subject.run.experiment.config.system.name!r} of this run learns no co-occurrence of labels in"
-            " an image; this figure needs a run of configs/sst.py with the branch IST."
+            f"The system {inputs.run.experiment.config.system.name!r} of this run learns no co-occurrence of labels in"
+            " an image; expected a run of configs/sst.py with the branch IST."
         )
-    asked = [subject.column(name) for labels in subject.asked(args.labels) for name in labels]
-    shown = subject.photos(args.photo, [], args.count)
-    classes, whole = subject.run.classes, np.asarray(system.adjacency.value)
-    found, images = [], iter(shown)
-    for _, scores, out in subject.run.stream([image for _, image, _ in shown]):
+    chosen = [inputs.column(name) for labels in inputs.asked(args.labels) for name in labels]
+    shown = inputs.photos(args.photo, [], args.count)
+    classes, whole = inputs.run.classes, np.asarray(system.adjacency.value)
+    results, images = [], iter(shown)
+    for _, scores, out in inputs.run.stream([image for _, image, _ in shown]):
         extra: Any = out.extra
         matrices = np.asarray(partial.cooccurrence_matrix(extra["pair_logits"], len(classes)))
         for row, matrix in zip(scores, matrices):
             name, image, truth = next(images)
-            columns = asked or _worth(row, truth, args.top)
-            own = columns if truth is None else [i for i in columns if truth[i]]
+            columns = chosen or _most_likely(row, truth, args.top)
+            true = columns if truth is None else [i for i in columns if truth[i]]
             names = [f"{classes[i]} *" if truth is not None and truth[i] else classes[i] for i in columns]
             pick = np.ix_(columns, columns)
             panels = {"in this image": matrix[pick], "in the training labels, P(column | row)": whole[pick]}
-            target = subject.folder / f"cooccurrence_{filename(Path(name).stem)}.png"
+            target = inputs.folder / f"cooccurrence_{filename(Path(name).stem)}.png"
             plots.save(_sheet(decode(image, where=name), Path(name).stem, names, panels), target)
             print(target)
             pairs = [(float(matrix[i, j]), classes[i], classes[j]) for i in columns for j in columns if i < j]
             strongest = [{"labels": [a, b], "p": p} for p, a, b in sorted(pairs, reverse=True)[:5]]
-            found.append({"image": name, "true": [classes[i] for i in own] if truth is not None else None,
+            results.append({"image": name, "true": [classes[i] for i in true] if truth is not None else None,
                           "strongest": strongest, "picture": target.name})  # fmt: skip
-    return {"cooccurrence": found}
+    return {"cooccurrence": results}
 
 
-def _worth(scores: np.ndarray, truth: np.ndarray | None, top: int) -> list[int]:
+def _most_likely(scores: np.ndarray, truth: np.ndarray | None, top: int) -> list[int]:
     """The true labels first, then the likeliest, `top` in all."""
     order = np.argsort(-(scores + (0 if truth is None else truth)), kind="stable")
     return order[:top].tolist()
@@ -112,74 +112,74 @@ def _sheet(photo: Image.Image, name: str, labels: Sequence[str], panels: dict[st
     return figure
 
 
-# --- pseudo labels ---------------------------------------------------------------------------------------------------
+# --- pseudo-labels ---------------------------------------------------------------------------------------------------
 
 
-def pseudo_flags(parser: Parser) -> None:
+def flags(parser: Parser) -> None:
     parser.add_argument("--threshold", type=float, help="theta of the picture; by default the run's last one")
     parser.add_argument("--count", type=int, default=12, help="how many photos to show")
 
 
-def pseudo(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
-    """The pseudo labels that the trained network finds among unknown training labels, judged by the hidden truth.
+def pseudo_labels(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
+    """The pseudo-labels that the trained network gives to unknown training labels, judged by the hidden truth.
 
     For every theta of the run's schedule: how many there are, which share of them is true (precision), and of how many
     of the hidden positives they are (recall), for each branch and for both together. `chance` is the share of positives
-    among the unknown labels. Then how many an image got in each epoch of the training itself, and photos with what was
-    known of them and what was found.
+    among the unknown labels. Then how many an image got in each epoch of the training itself, and photos with their
+    known labels and their pseudo-labels.
     """
     if args.count < 1:
         raise UserError("--count must be at least 1.")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise UserError(f"--threshold={args.threshold:g} is no similarity or probability; it must be from 0 to 1.")
-    if not hasattr(subject.run.experiment.system, "pseudo_scores"):
+        raise UserError(f"--threshold={args.threshold:g} is not a similarity or probability; expected 0 to 1.")
+    if not hasattr(inputs.run.experiment.system, "pseudo_scores"):
         raise UserError(
-            f"The system {subject.run.experiment.config.system.name!r} of this run makes no pseudo labels from scores;"
-            " this figure needs a run of configs/sst.py."
+            f"The system {inputs.run.experiment.config.system.name!r} of this run makes no pseudo-labels from scores;"
+            " expected a run of configs/sst.py."
         )
-    seen = as_observed(subject)
+    seen = as_observed(inputs)
     unknown = seen.observed == 0
     if not unknown.any():
-        raise UserError(f"All labels of {subject.source.name} are known: there is nothing to find.")
-    truth = (subject.source.labels > 0) & (subject.source.observed > 0)
-    scores = _scores(subject, seen)
+        raise UserError(f"All labels of {inputs.source.name} are known; expected a run with hidden labels.")
+    truth = (inputs.source.labels > 0) & (inputs.source.observed > 0)
+    scores = _scores(inputs, seen)
     if not scores:
         raise UserError("This run has neither branch (config.system.branches='none'); train one with IST or CST.")
-    config = subject.run.experiment.config
-    thetas = _thetas(subject.run.experiment.system.thresholds, config.optim.epochs)
-    table = found_at(scores, unknown, truth, thetas)
+    config = inputs.run.experiment.config
+    thetas = _thetas(inputs.run.experiment.system.thresholds, config.optim.epochs)
+    table = by_threshold(scores, unknown, truth, thetas)
     chance = float(truth[unknown].mean())
-    print(_text(table, chance, subject.source.name))
-    epochs = _by_epoch(subject)
+    print(_text(table, chance, inputs.source.name))
+    epochs = _by_epoch(inputs)
     theta = thetas[-1] if args.threshold is None else args.threshold
-    picture = _photos(subject, seen, scores, truth, theta, args.count)
+    picture = _photos(inputs, seen, scores, truth, theta, args.count)
     return {"pseudo": {"chance": chance, "known": float(1 - unknown.mean()), "at": table, "epochs": epochs,
                        "threshold": theta, "picture": picture}}  # fmt: skip
 
 
-def as_observed(subject: Subject) -> Any:
-    """The subject's images with what training saw of their labels."""
-    config = subject.run.experiment.config
-    whole = experiment.source(config, subject.split, training=True)
+def as_observed(inputs: Inputs) -> Any:
+    """The images with what training saw of their labels."""
+    config = inputs.run.experiment.config
+    whole = experiment.source(config, inputs.split, training=True)
     rows = {str(name): row for row, name in enumerate(whole.ids)}
-    chosen = [rows[str(name)] for name in subject.source.ids]
-    return dataclasses.replace(subject.source, labels=whole.labels[chosen], observed=whole.observed[chosen])
+    chosen = [rows[str(name)] for name in inputs.source.ids]
+    return dataclasses.replace(inputs.source, labels=whole.labels[chosen], observed=whole.observed[chosen])
 
 
-def _scores(subject: Subject, seen: Any) -> dict[str, np.ndarray]:
+def _scores(inputs: Inputs, seen: Any) -> dict[str, np.ndarray]:
     """(N l) of each branch."""
-    run = subject.run.experiment
+    run = inputs.run.experiment
 
     @jax.jit
     def apply(variables: Any, batch: Any) -> Any:
         return run.system.apply(variables, run.prepare(batch), method="pseudo_scores")
 
-    look = (run.eval_views or (run.eval_transform(),))[0]
-    size, found = min(run.config.eval.batch_size, len(seen)), []
-    for batch in loader.eval_batches(seen, look, batch_size=size, threads=run.config.input.threads):
+    transform = (run.eval_views or (run.eval_transform(),))[0]
+    size, parts = min(run.config.eval.batch_size, len(seen)), []
+    for batch in loader.eval_batches(seen, transform, batch_size=size, threads=run.config.input.threads):
         kept = batch["mask"] > 0
-        found.append({name: np.asarray(x)[kept] for name, x in apply(subject.run.variables, batch).items()})
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        parts.append({name: np.asarray(x)[kept] for name, x in apply(inputs.run.variables, batch).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _thetas(schedule: Any, epochs: int) -> list[float]:
@@ -188,10 +188,10 @@ def _thetas(schedule: Any, epochs: int) -> list[float]:
     return sorted({round(value, 4) for value in values}, reverse=True)
 
 
-def found_at(
+def by_threshold(
     scores: dict[str, np.ndarray], unknown: np.ndarray, truth: np.ndarray, thetas: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """How many pseudo labels each theta gives, and how many of them are true: by branch, and "either".
+    """How many pseudo-labels each theta gives, and how many of them are true: by branch, and "either".
 
     Args:
       scores: (N l) of each branch; unknown, truth: (N l) bool, `truth` also of hidden labels.
@@ -201,8 +201,8 @@ def found_at(
         by = {name: (x >= theta) & unknown for name, x in scores.items()}
         by["either"] = np.any(list(by.values()), axis=0)
         line: dict[str, Any] = {"theta": float(theta)}
-        for name, found in by.items():
-            count, right = int(found.sum()), int((found & truth).sum())
+        for name, positive in by.items():
+            count, right = int(positive.sum()), int((positive & truth).sum())
             precision = right / count if count else None
             line[name] = {"found": count, "precision": precision, "recall": right / hidden if hidden else None}
         lines.append(line)
@@ -224,58 +224,58 @@ def _text(table: list[dict[str, Any]], chance: float, name: str) -> str:
     return "\n".join(lines)
 
 
-def _by_epoch(subject: Subject) -> list[dict[str, float]]:
-    """Mean pseudo labels of an image in each epoch of training, from metrics.jsonl; epochs without any are left out."""
-    run = subject.run.experiment
+def _by_epoch(inputs: Inputs) -> list[dict[str, float]]:
+    """Mean pseudo-labels of an image in each epoch of training, from metrics.jsonl; epochs without any are left out."""
+    run = inputs.run.experiment
     steps = run.system.steps_per_epoch
     sums: dict[int, list[dict[str, float]]] = {}
-    path = subject.run.workdir / "metrics.jsonl"
+    path = inputs.run.workdir / "metrics.jsonl"
     for line in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
         if "loss" in line:
             sums.setdefault((int(line["step"]) - 1) // steps, []).append(line)
-    told = []
+    epochs = []
     for epoch, lines in sorted(sums.items()):
         means = {f"{b}_found": [x[f"{b}_found"] for x in lines if f"{b}_found" in x] for b in BRANCHES}
         if epoch >= run.system.thresholds.start:
             theta = float(run.system.thresholds(np.int32(epoch)))
-            found = {name: float(np.mean(values)) for name, values in means.items() if values}
-            told.append({"epoch": epoch, "theta": round(theta, 4), **found})
-    return told
+            counts = {name: float(np.mean(values)) for name, values in means.items() if values}
+            epochs.append({"epoch": epoch, "theta": round(theta, 4), **counts})
+    return epochs
 
 
 def _photos(
-    subject: Subject, seen: Any, scores: dict[str, np.ndarray], truth: np.ndarray, theta: float, count: int
+    inputs: Inputs, seen: Any, scores: dict[str, np.ndarray], truth: np.ndarray, theta: float, count: int
 ) -> str | None:
-    """Photos with a pseudo label at theta, drawn by the seed: what was known of each, and what was found."""
-    classes = subject.run.classes
+    """Photos with a pseudo-label at theta, drawn by the seed: what was known of each, and what was added."""
+    classes = inputs.run.classes
     by = {name: (x >= theta) & (seen.observed == 0) for name, x in scores.items()}
-    having = np.flatnonzero(np.any(list(by.values()), axis=0).any(axis=1))
-    if not len(having):
-        print(f"no pseudo label at theta {theta:g}: no picture; a lower --threshold shows more")
+    rows = np.flatnonzero(np.any(list(by.values()), axis=0).any(axis=1))
+    if not len(rows):
+        print(f"no pseudo-label at theta {theta:g}, so no picture; lower --threshold to see some")
         return None
-    chosen = np.sort(subject.rng.permutation(having)[:count])
+    chosen = np.sort(inputs.rng.permutation(rows)[:count])
     pictures, captions = [], []
     for i in chosen:
         positive = [classes[c] for c in np.flatnonzero(seen.labels[i] * seen.observed[i])]
         negative = int(((seen.labels[i] == 0) & (seen.observed[i] > 0)).sum())
         lines = [f"known: {', '.join(positive) or 'no positive'}; {negative} absent"]
-        marks = [(scores[name][i, c], name, c) for name, found in by.items() for c in np.flatnonzero(found[i])]
+        marks = [(scores[name][i, c], name, c) for name, x in by.items() for c in np.flatnonzero(x[i])]
         marks.sort(reverse=True)
         for score, name, c in marks[:SHOWN]:
             lines.append(f"{BRANCHES[name]} {score:.2f}  {classes[c]}{'' if truth[i, c] else ' (wrong)'}")
         if len(marks) > SHOWN:
             lines.append(f"and {len(marks) - SHOWN} more, {sum(not truth[i, c] for *_, c in marks[SHOWN:])} wrong")
         wrong = any(not truth[i, c] for *_, c in marks)
-        missed = truth[i] & (seen.observed[i] == 0) & ~np.any([found[i] for found in by.values()], axis=0)
+        missed = truth[i] & (seen.observed[i] == 0) & ~np.any([x[i] for x in by.values()], axis=0)
         if missed.any():
             lines.append(f"missed: {', '.join(classes[c] for c in np.flatnonzero(missed))}")
-        pictures.append(plots.framed(subject.picture(i), "miss" if wrong else "hit", CELL))
+        pictures.append(plots.framed(inputs.picture(i), "miss" if wrong else "hit", CELL))
         captions.append("\n".join(lines))
     columns = min(4, len(chosen))
     starts = range(0, len(chosen), columns)
-    rows = [pictures[s : s + columns] for s in starts], [captions[s : s + columns] for s in starts]
-    title = f"pseudo labels at theta {theta:g}; green: all true, orange: some are not"
-    target = subject.folder / "pseudo.png"
-    plots.save(plots.rows(*rows, title, CELL), target)
+    grid = [pictures[s : s + columns] for s in starts], [captions[s : s + columns] for s in starts]
+    title = f"pseudo-labels at theta {theta:g}; green: all true, orange: some are not"
+    target = inputs.folder / "pseudo.png"
+    plots.save(plots.rows(*grid, title, CELL), target)
     print(target)
     return target.name

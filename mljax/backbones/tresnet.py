@@ -20,6 +20,7 @@ from mljax import convolution
 from mljax.backbones import _convert
 from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError
+from mljax.trees import map_named
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -222,8 +223,8 @@ def convert(state: Mapping[str, np.ndarray], prefix: str = "") -> dict[str, Any]
     """
     tree = _convert.convert_torch(state, _module, r"head\..*|.*\.aa\.filt|body\.s2d\..*", "TResNet", prefix)
     if any(re.search(r"body\.conv1\.0\.weight$", name) for name in state):
-        tree["params"] = jax.tree_util.tree_map_with_path(
-            lambda path, x: np.abs(x) + np.float32(1e-5) if path[-1].key == "scale" else x, tree["params"]
+        tree["params"] = map_named(
+            lambda path, x: np.abs(x) + np.float32(1e-5) if path.endswith("/scale") else x, tree["params"]
         )
     return tree
 

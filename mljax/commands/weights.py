@@ -13,7 +13,7 @@ from mljax.trees import check, nest
 from mljax.weights import hub
 from mljax.weights.convert import convert, module_of, structure
 from mljax.weights.files import read, write
-from mljax.weights.identify import recognise
+from mljax.weights.identify import identify
 from mljax.weights.loading import Weights, records, resolve
 
 
@@ -70,7 +70,7 @@ def _convert(
     path, target = Path(file).expanduser(), Path(out).expanduser()
     state = read(path, prefix=prefix)
     if arch is None:
-        guess = recognise(state)
+        guess = identify(state)
         if not guess.archs:
             raise UserError(f"{file} seems to be {guess.label}; say with --arch which backbone it is for.")
         arch = guess.archs[0]

@@ -73,7 +73,7 @@ def folders(
             paths,
             labels,
             where=f"The folder {str(place)!r}",
-            hint="mend or remove broken links",
+            hint="repair or remove broken links",
         ),
     )
 

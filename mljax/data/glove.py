@@ -102,7 +102,7 @@ def _stream(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
 
 
 def _width(path: Path, head: list[bytes]) -> int:
-    """Numbers a line: the most frequent count among the first lines, so that a header or a spaced word is no matter."""
+    """Numbers a line: the most frequent count among the first lines, whatever a header or spaced words have."""
     counts = [len(line.split()) - 1 for line in head]
     width = max(sorted(set(counts)), key=counts.count, default=0)
     if width < 2:
@@ -159,13 +159,13 @@ def fetch(folder: Path) -> Path:
 
 
 def _download(url: str, path: Path, size: int) -> str:
-    digest, done, told = hashlib.sha256(), 0, -1
+    digest, done, shown = hashlib.sha256(), 0, -1
     with urllib.request.urlopen(url, timeout=30) as answer, path.open("wb") as file:
         while block := answer.read(1 << 20):
             file.write(block)
             digest.update(block)
             done += len(block)
-            if (percent := 100 * done // size) // 5 > told:
-                told = percent // 5
+            if (percent := 100 * done // size) // 5 > shown:
+                shown = percent // 5
                 print(f"GloVe 6B: {done / 1e6:.0f} of {size / 1e6:.0f} MB", file=sys.stderr, flush=True)
     return digest.hexdigest()

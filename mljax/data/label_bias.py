@@ -71,11 +71,11 @@ def _class_weights(weights: str, classes: tuple[str, ...]) -> np.ndarray:
         values = {str(name): float(value) for name, value in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"config.observe.weights {str(path)!r} is no JSON file {{class: weight}} ({type(error).__name__})."
+            f"config.observe.weights {str(path)!r} is not a JSON file {{class: weight}} ({type(error).__name__})."
         ) from None
     if missing := [name for name in classes if name not in values]:
         raise UserError(f"config.observe.weights {str(path)!r} has no weight for {some(missing)}.")
     row = np.array([[values[name] for name in classes]])
     if not np.isfinite(row).all() or (row < 0).any():
-        raise UserError(f"config.observe.weights {str(path)!r} has a weight that is no number from 0 on.")
+        raise UserError(f"config.observe.weights {str(path)!r} has a weight that is not a number of at least 0.")
     return row

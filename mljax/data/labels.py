@@ -6,6 +6,7 @@ Vectors for their names are in word_vectors.py.
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float, Integer, Num
 
 
 def key(name: str) -> str:
@@ -23,8 +24,8 @@ def spelled_twice(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def cosine(vectors: np.ndarray) -> np.ndarray:
-    """(l e) -> (l l) float32 cosine similarity; the diagonal is exactly 1, a zero vector is similar to nothing."""
+def cosine(vectors: Num[np.ndarray, "l e"]) -> Float[np.ndarray, "l l"]:
+    """float32 cosine similarity; the diagonal is exactly 1, a zero vector is similar to nothing."""
     vectors = np.asarray(vectors, np.float64)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
@@ -33,7 +34,9 @@ def cosine(vectors: np.ndarray) -> np.ndarray:
     return similarity.astype(np.float32)
 
 
-def mlgcn_correlation(similarity: np.ndarray, threshold: float, p: float = 0.2) -> np.ndarray:
+def mlgcn_correlation(
+    similarity: Float[np.ndarray, "l l"], threshold: float, p: float = 0.2
+) -> Float[np.ndarray, "l l"]:
     """Binarised and re-weighted similarity; rows sum to 1.
 
     A_ij = 1[sim_ij >= threshold];  S_ij = p A_ij / sum_{k != i} A_ik for i != j,  S_ii = 1 - p.
@@ -41,11 +44,9 @@ def mlgcn_correlation(similarity: np.ndarray, threshold: float, p: float = 0.2) 
     A label without neighbours keeps everything: S_ii = 1.
 
     Args:
-      similarity: (l l), cosines or P(j | i) at [i, j]; the diagonal does not matter.
+      similarity: cosines or P(j | i) at [i, j]; the diagonal does not matter.
       threshold: tau; CMSG takes cosines at about 0.2 to 0.4.
       p: share that goes to the neighbours, in [0, 1].
-    Returns:
-      (l l) float32.
     Reference: Chen et al., "Multi-Label Image Recognition with Graph Convolutional Networks", CVPR 2019, eq.
     7 and 8.
     Differs from the authors' code: theirs divides by column sums and adds the identity: see
@@ -59,18 +60,21 @@ def mlgcn_correlation(similarity: np.ndarray, threshold: float, p: float = 0.2) 
 
 
 def gatn_correlation(
-    similarity: np.ndarray, low: float, high: float = 1.0, *, weight: float = 0.25, epsilon: float = 1e-6
-) -> np.ndarray:
+    similarity: Float[np.ndarray, "l l"],
+    low: float,
+    high: float = 1.0,
+    *,
+    weight: float = 0.25,
+    epsilon: float = 1e-6,
+) -> Float[np.ndarray, "l l"]:
     """Band of similarity, binarised and divided by column sums; no self-loops.
 
     A_ij = 1[low <= sim_ij < high], A_ii = 0;  S_ij = weight A_ij / (sum_k A_kj + epsilon).
 
     Args:
-      similarity: (l l) cosines.
+      similarity: cosines.
       low, high: the band; the authors' are 0.2 (COCO) or 0.4 (VOC) to 1.0.
       weight: what a column sums to.
-    Returns:
-      (l l) float32.
     Reference: Yuan et al., "Graph Attention Transformer Network for Multi-Label Image Classification", TOMM
     2023.
     Differs from the authors' code: the diagonal is removed as such, not by cosines being >= 1.0, which
@@ -81,14 +85,16 @@ def gatn_correlation(
     return (weight * edges / (edges.sum(0, keepdims=True) + epsilon)).astype(np.float32)
 
 
-def cooccurrence(labels: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cooccurrence(
+    labels: Num[np.ndarray, "N l"], observed: Num[np.ndarray, "N l"]
+) -> tuple[Integer[np.ndarray, "l l"], Integer[np.ndarray, " l"]]:
     """How often two labels are positive in one image.
 
     Args:
-      labels: (N l) in {0, 1}.
-      observed: (N l) in {0, 1}; what is not observed counts nowhere.
+      labels: in {0, 1}.
+      observed: in {0, 1}; what is not observed counts nowhere.
     Returns:
-      counts (l l) int64, symmetric, the diagonal zero; nums (l) int64, images per class.
+      counts, symmetric, the diagonal zero; nums, images per class; int64.
     """
     positive = (np.asarray(labels) > 0) & (np.asarray(observed) > 0)
     counts = _products(positive, positive)
@@ -97,13 +103,13 @@ def cooccurrence(labels: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, 
     return counts, nums
 
 
-def conditional(labels: np.ndarray, observed: np.ndarray) -> np.ndarray:
+def conditional(labels: Num[np.ndarray, "N l"], observed: Num[np.ndarray, "N l"]) -> Float[np.ndarray, "l l"]:
     """P(j | i) at [i, j], among the images where both labels are observed.
 
     Args:
-      labels, observed: (N l) in {0, 1}.
+      labels, observed: in {0, 1}.
     Returns:
-      (l l) float32; 0 where i is never positive with j observed; the diagonal is 1 for classes with a
+      float32; 0 where i is never positive with j observed; the diagonal is 1 for classes with a
       positive.
     """
     known = np.asarray(observed) > 0
@@ -113,19 +119,22 @@ def conditional(labels: np.ndarray, observed: np.ndarray) -> np.ndarray:
 
 
 def mlgcn_adjacency(
-    counts: np.ndarray, nums: np.ndarray, threshold: float = 0.4, p: float = 0.2, *, epsilon: float = 1e-6
-) -> np.ndarray:
+    counts: Num[np.ndarray, "l l"],
+    nums: Num[np.ndarray, " l"],
+    threshold: float = 0.4,
+    p: float = 0.2,
+    *,
+    epsilon: float = 1e-6,
+) -> Float[np.ndarray, "l l"]:
     """ML-GCN's label graph, before normalisation.
 
     P_ij = counts_ij / nums_i;  B_ij = 1[P_ij >= threshold];  A = p/(1-p) B_ij / (sum_k B_kj + epsilon) + I.
 
     Args:
-      counts: (l l) co-occurrences, the diagonal is not looked at.
-      nums: (l) images per class; a class without images has no edges of its own.
+      counts: co-occurrences; the diagonal does not matter.
+      nums: images per class; a class without images has no edges of its own.
       threshold: of the conditional probability.
       p: the paper's weight of the neighbours; 0.2 makes the factor 0.25.
-    Returns:
-      (l l) float32.
     Reference: Chen et al., CVPR 2019, eq. 6 to 8; column sums and the added identity as in the authors' code.
     """
     nums = np.asarray(nums, np.float64)[:, None]
@@ -135,8 +144,8 @@ def mlgcn_adjacency(
     return adjacency.astype(np.float32)
 
 
-def normalise_adjacency(adjacency: np.ndarray) -> np.ndarray:
-    """(l l) -> (l l) float32: D A^T D with D = diag(row sums)^(-1/2); the transposition is in ML-GCN's code.
+def normalise_adjacency(adjacency: Num[np.ndarray, "l l"]) -> Float[np.ndarray, "l l"]:
+    """float32 D A^T D with D = diag(row sums)^(-1/2); the transposition is in ML-GCN's code.
 
     Differs from the authors' code: a row whose sum is not positive gets zero, not NaN.
     """

@@ -73,7 +73,7 @@ def read(path: str | Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"The masks {str(path)!r} cannot be read ({error.strerror or error}).") from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(
-            f"The masks {str(path)!r} are no .npz of mljax.data.observe, or damaged; write them again."
+            f"The masks {str(path)!r} are not a complete .npz file of `mljax.data observe`; write them again."
         ) from None
     for name in ("observed", "fingerprint"):
         if name not in found:

@@ -243,7 +243,7 @@ def _listed(path: Path, split: str, classes: tuple[str, ...]) -> Rows:
                     continue
                 if len(fields) < 3:
                     raise UserError(
-                        f"Line {number} of {str(path)!r} has {len(fields)} fields: path, labels and split are due."
+                        f"Line {number} of {str(path)!r} has {len(fields)} fields: expected path, labels and split."
                     )
                 image, names, part = fields[0].strip().replace("\\", "/"), _names(fields[1]), fields[2].strip()
                 every.update(names)

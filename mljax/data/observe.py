@@ -1,4 +1,4 @@
-"""Which labels training may see: a function of (seed, index) laid over any source, before anything looks at labels.
+"""Which labels training may see: a function of (seed, index) laid over any source, before anything reads labels.
 
     config.observe = {"name": "known", "proportion": 0.1, "mode": "hcp"}  # 10 % of all labels, as HCP-MLR-PL draws them
     config.observe = {"name": "single_positive"}                          # one positive of each image
@@ -56,7 +56,7 @@ def check(section: Mapping[str, Any]) -> str:
     """The name of an observation whose settings exist and are in range; before any data are read.
 
     Raises:
-      UserError: there is no such observation or setting, with the nearest one, or a share is no share.
+      UserError: there is no such observation or setting, with the nearest one, or a share is out of range.
     """
     name = section.get("name")
     if name not in NAMES:
@@ -157,7 +157,7 @@ def single_positive(
 def candidates(source: Source, *, rate: float = 0.1, seed: int = 1) -> Observed:
     """Partial multi-label learning: every positive, and each negative with a probability, is a candidate label.
 
-    Candidates are 1 in `labels`, which of them are false is not told; what is 0 is negative for sure.
+    Candidates are 1 in `labels`, which of them are false is unknown; what is 0 is negative for sure.
 
     Args:
       rate: of a negative to become a candidate, 0 to 1; the papers take .05, .1 and .2.

@@ -43,34 +43,34 @@ def packed(split: str, *, training: bool, root: str | None = None) -> Source:
     if not (folder / "done.json").is_file():
         done = [path.parent.name for path in whole.glob("*/done.json")]
         if (folder / "plan.json").is_file():
-            raise UserError(f"The packing of {split!r} in {str(whole)!r} is not complete: run the same command again.")
-        raise UserError(f"There is no packed split {split!r} in {str(whole)!r}{nearest(split, done)}.")
-    facts = read_facts(folder / "done.json")
-    if facts.get("format") != FORMAT:
+            raise UserError(f"The packed split {split!r} in {str(whole)!r} is not complete: run the command again.")
+        raise UserError(f"{split!r} is not a packed split of {str(whole)!r}{nearest(split, done)}.")
+    meta = read_json(folder / "done.json")
+    if meta.get("format") != FORMAT:
         raise UserError(f"{str(folder)!r} was packed by another version of mljax: pack it again.")
-    kind, count, shard = str(int(training)), facts["images"], facts["shard"]
-    paths = [os.fspath(folder / f"{number:05d}.array_record") for number in range(len(facts["sizes"]))]
-    for path, size in zip(paths, facts["sizes"]):
-        found = os.path.getsize(path) if os.path.isfile(path) else None
-        if found != size:
-            state = "is not there" if found is None else f"has {found} of {size} bytes"
+    kind, count, shard = str(int(training)), meta["images"], meta["shard"]
+    paths = [os.fspath(folder / f"{number:05d}.array_record") for number in range(len(meta["sizes"]))]
+    for path, size in zip(paths, meta["sizes"]):
+        length = os.path.getsize(path) if os.path.isfile(path) else None
+        if length != size:
+            state = "is missing" if length is None else f"has {length} of {size} bytes"
             raise UserError(f"The shard {path!r} {state}: remove done.json and this shard, and pack again.")
     if paths:
         open_shard(paths[-1], count - shard * (len(paths) - 1))
-    shape = (count, len(facts["classes"]))
-    arrays: dict[str, Any] = {name: _array(folder, facts["arrays"][kind][name], shape) for name in ARRAYS}
-    small = f" (short side {facts['short_side']})" if facts["short_side"] else ""
-    ids = read_facts(folder / "ids.json")
+    shape = (count, len(meta["classes"]))
+    arrays: dict[str, Any] = {name: _array(folder, meta["arrays"][kind][name], shape) for name in ARRAYS}
+    small = f" (short side {meta['short_side']})" if meta["short_side"] else ""
+    ids = read_json(folder / "ids.json")
     if len(ids) != count:
         raise UserError(f"{str(folder / 'ids.json')!r} has {len(ids)} names for {count} images: pack the split again.")
-    suffix = f"/{facts['short_side']}/{facts['quality']}" if small else ""
+    suffix = f"/{meta['short_side']}/{meta['quality']}" if small else ""
     return Source(
-        name=facts["names"][kind] + small,
-        classes=tuple(facts["classes"]),
+        name=meta["names"][kind] + small,
+        classes=tuple(meta["classes"]),
         ids=ids,
         read=Records(paths, [min(shard, count - start) for start in range(0, count, shard)]).__getitem__,
-        fingerprint=facts["fingerprint"][kind] + suffix,
-        instances=PackedInstances(folder / INSTANCES, count) if facts.get("instances") else None,
+        fingerprint=meta["fingerprint"][kind] + suffix,
+        instances=PackedInstances(folder / INSTANCES, count) if meta.get("instances") else None,
         **arrays,
     )
 
@@ -79,15 +79,15 @@ def _array(folder: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
     if name == "ones":
         return np.broadcast_to(np.uint8(1), shape)
     try:
-        found = np.load(folder / name, allow_pickle=False)
+        array = np.load(folder / name, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{str(folder / name)!r} cannot be read ({error}): pack the split again.") from None
-    if found.shape != shape:
-        raise UserError(f"{str(folder / name)!r} has shape {found.shape} where {shape} is due: pack the split again.")
-    return found
+    if array.shape != shape:
+        raise UserError(f"{str(folder / name)!r} has shape {array.shape} not {shape}: pack the split again.")
+    return array
 
 
-def read_facts(path: Path) -> Any:
+def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

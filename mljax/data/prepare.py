@@ -126,7 +126,7 @@ def prepare(name: str, root: Path, *, say: Callable[[str], None] = lambda text: 
     Args:
       name: of `ARCHIVES`; "tfds:NAME" lets TensorFlow Datasets prepare NAME; of `BY_HAND`: says what to do.
       root: the folder that becomes MLJAX_DATA.
-      say: told of progress.
+      say: called with progress.
     Returns:
       Sentences, one for each archive, on what is there now.
     Raises:
@@ -139,7 +139,8 @@ def prepare(name: str, root: Path, *, say: Callable[[str], None] = lambda text: 
     if name in BY_HAND:
         raise UserError(BY_HAND[name].format(root=root))
     if name not in ARCHIVES:
-        raise UserError(f"There is no data set {name!r} to prepare{nearest(name, [*ARCHIVES, *BY_HAND, 'tfds:NAME'])}.")
+        hint = nearest(name, [*ARCHIVES, *BY_HAND, "tfds:NAME"])
+        raise UserError(f"{name!r} is not a data set that can be prepared{hint}.")
     done = []
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -174,7 +175,7 @@ def fetch(archive: Archive, root: Path, say: Callable[[str], None] = lambda text
     if not path.is_file():
         if archive.url is None:
             raise UserError(
-                f"{archive.name} is to be had with an account of the evaluation server only: put it into {str(root)!r},"
+                f"{archive.name} needs an account of the evaluation server: put it into {str(root)!r},"
                 " and run the command again."
             )
         _download(archive, part, say)
@@ -186,25 +187,25 @@ def fetch(archive: Archive, root: Path, say: Callable[[str], None] = lambda text
 
 
 def _download(archive: Archive, part: Path, say: Callable[[str], None]) -> None:
-    begun = part.stat().st_size if part.is_file() else 0
-    if begun > archive.size:
+    start = part.stat().st_size if part.is_file() else 0
+    if start > archive.size:
         part.unlink()
-        begun = 0
+        start = 0
     free = shutil.disk_usage(part.parent).free
-    if free < 2 * archive.size - begun:
+    if free < 2 * archive.size - start:
         raise UserError(
             f"{str(part.parent)!r} has {free / 1e9:.1f} GB free, and {archive.name} with what is in it needs"
             f" {2 * archive.size / 1e9:.1f}: free space, or choose another --root."
         )
     assert archive.url is not None
-    while begun < archive.size:
-        request = urllib.request.Request(archive.url, headers={"Range": f"bytes={begun}-"} if begun else {})
+    while start < archive.size:
+        request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
-                if begun and answer.status != 206:  # the server does not go on, so begin anew
-                    begun = 0
-                with part.open("ab" if begun else "wb") as file:
-                    got = _copy(answer, file, archive, begun, say)
+                if start and answer.status != 206:  # the server does not go on, so begin anew
+                    start = 0
+                with part.open("ab" if start else "wb") as file:
+                    got = _copy(answer, file, archive, start, say)
         except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
             kept = part.stat().st_size if part.is_file() else 0
             reason = getattr(error, "reason", None) or error
@@ -213,23 +214,23 @@ def _download(archive: Archive, part: Path, say: Callable[[str], None]) -> None:
                 f"{archive.url} cannot be downloaded ({reason}), {kept / 1e6:.0f} of {archive.size / 1e6:.0f} MB are"
                 f" there: run the command again to go on, or put {archive.name} into {str(part.parent)!r} by hand."
             ) from None
-        if got == begun:
+        if got == start:
             raise UserError(
                 f"{archive.url} ends after {got:,} of {archive.size:,} bytes: run the command again to go on, or put"
                 f" {archive.name} into {str(part.parent)!r} by hand."
             )
-        begun = got
+        start = got
 
 
-def _copy(answer: IO[bytes], file: IO[bytes], archive: Archive, begun: int, say: Callable[[str], None]) -> int:
-    told = -1
+def _copy(answer: IO[bytes], file: IO[bytes], archive: Archive, start: int, say: Callable[[str], None]) -> int:
+    shown = -1
     while block := answer.read(1 << 20):
         file.write(block)
-        begun += len(block)
-        if 20 * begun // archive.size > told:
-            told = 20 * begun // archive.size
-            say(f"{archive.name}: {begun / 1e6:.0f} of {archive.size / 1e6:.0f} MB")
-    return begun
+        start += len(block)
+        if 20 * start // archive.size > shown:
+            shown = 20 * start // archive.size
+            say(f"{archive.name}: {start / 1e6:.0f} of {archive.size / 1e6:.0f} MB")
+    return start
 
 
 def _verify(archive: Archive, path: Path, say: Callable[[str], None]) -> None:

@@ -1,4 +1,4 @@
-"""A split of a data set: its facts as arrays, its images on demand."""
+"""A split of a data set: its labels as arrays, its images on demand."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

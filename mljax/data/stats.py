@@ -16,7 +16,7 @@ def describe(sources: Sequence[Source], *, top: int = 5) -> str:
 
     Args:
       sources: splits of one data set, the training split first.
-      top: how many of the pairs that occur together most often are told.
+      top: how many of the pairs that occur together most often are listed.
     """
     names = [source.name for source in sources]
     width = max(map(len, names))
@@ -34,8 +34,8 @@ def describe(sources: Sequence[Source], *, top: int = 5) -> str:
             int(each.max(initial=0)),
             int((each == 0).sum()),
         )
-        told = (f"{cell:,}" if isinstance(cell, int) else cell for cell in (*cells, hard))
-        lines.append(f"{source.name:<{width}}" + "".join(f" {cell:>9}" for cell in told))
+        texts = (f"{cell:,}" if isinstance(cell, int) else cell for cell in (*cells, hard))
+        lines.append(f"{source.name:<{width}}" + "".join(f" {cell:>9}" for cell in texts))
         known = source.observed.mean() if source.observed.size else 1.0
         if 0 < known < 1:
             lines[-1] += f"  ({known:.1%} of the labels observed)"
@@ -70,12 +70,12 @@ def _classes(sources: Sequence[Source]) -> list[str]:
 def _pairs(source: Source, top: int) -> list[str]:
     counts = np.triu(label_counts.cooccurrence(source).counts)
     best = np.argsort(-counts, axis=None, kind="stable")[:top]
-    told = [
+    shown = [
         f"{source.classes[i]} + {source.classes[j]} {int(counts[i, j]):,}"
         for i, j in zip(*np.unravel_index(best, counts.shape))
         if counts[i, j]
     ]
-    return ["", f"most often together: {', '.join(told)}"] if told else []
+    return ["", f"most often together: {', '.join(shown)}"] if shown else []
 
 
 def check(source: Source) -> tuple[list[str], list[str]]:
@@ -83,26 +83,26 @@ def check(source: Source) -> tuple[list[str], list[str]]:
     name, fine, wrong = _published_counts.plain_name(source.name), [], []
     if name in _published_counts.IMAGES:
         expected = _published_counts.IMAGES[name]
-        told = " or ".join(f"{count:,}" for count in expected)
+        numbers = " or ".join(f"{count:,}" for count in expected)
         if len(source) in expected:
             fine.append(f"{source.name} has {len(source):,} images, as published.")
         else:
-            wrong.append(f"{source.name} has {len(source):,} images, but {told} are published: an archive is missing.")
+            wrong.append(f"{source.name} has {len(source):,} images, but {numbers} are published: some are missing.")
     elif name in _published_counts.ABOUT:
         about = _published_counts.ABOUT[name]
         near = abs(len(source) - about) <= 0.01 * about
-        (fine if near else wrong).append(f"{source.name} has {len(source):,} images; papers tell of about {about:,}.")
+        (fine if near else wrong).append(f"{source.name} has {len(source):,} images; papers report about {about:,}.")
     wrong += _order(source, name)
     counts = _published_counts.counts(name)
     if counts and set(counts) == set(source.classes):
-        found = dict(zip(source.classes, positives(source).sum(axis=0).tolist()))
-        off = [label for label in source.classes if found[label] != counts[label]]
+        ours = dict(zip(source.classes, positives(source).sum(axis=0).tolist()))
+        off = [label for label in source.classes if ours[label] != counts[label]]
         if not off:
             fine.append(f"{source.name} has the published number of images in each of its {len(counts)} classes.")
-        elif sorted(found.values()) == sorted(counts.values()):
+        elif sorted(ours.values()) == sorted(counts.values()):
             wrong.append(f"{source.name} has the published counts under other classes: the order of classes is wrong.")
         else:
-            shown = ", ".join(f"{label} {found[label]:,} for {counts[label]:,}" for label in off[:5])
+            shown = ", ".join(f"{label} {ours[label]:,} for {counts[label]:,}" for label in off[:5])
             wrong.append(f"{source.name} differs from the published counts in {len(off)} classes: {shown}.")
     if not fine and not wrong:
         fine.append(f"{source.name}: no published counts are known here.")

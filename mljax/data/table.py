@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mljax.data import _rows
+from mljax.data._csv_reader import Form, read_rows
+from mljax.data._csv_rows import Rows, arrays
 from mljax.data.files import Under, fingerprint, some
 from mljax.data.labels import key, spelled_twice
 from mljax.data.source import Files, Source
@@ -22,7 +23,7 @@ from mljax.errors import UserError, nearest
 
 @contextlib.contextmanager
 def _without_collecting() -> Iterator[None]:
-    """No garbage collection meanwhile: a million new strings are no garbage, and looking for some takes a tenth."""
+    """No garbage collection meanwhile: a million new strings are not garbage, and looking for some takes a tenth."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -73,8 +74,8 @@ def table(
       UserError: the file, a row, a label or an image is not as expected; the sentence says which.
     """
     path = _locate(file)
-    form = _rows.Form((image_column, labels_column, split_column, negatives_column), separator, delimiter, val_share)
-    rows = _rows.read_rows(path, form, classes_given=bool(classes))
+    form = Form((image_column, labels_column, split_column, negatives_column), separator, delimiter, val_share)
+    rows = read_rows(path, form, classes_given=bool(classes))
     names = _classes(path, rows, classes, "train" if val_share else train_split)
     chosen = rows.of(split)
     if not len(chosen):
@@ -86,7 +87,7 @@ def table(
         raise UserError(
             f"The folder of images {str(folder)!r} is not there: set 'images' to it (data section of {file!r})."
         )
-    labels, observed = _rows.arrays(rows, chosen, names)
+    labels, observed = arrays(rows, chosen, names)
     ids = [rows.images[row] for row in chosen]
     paths = Under(os.fspath(folder), ids)
     where = f"The split {split!r} of {str(path)!r}"
@@ -103,7 +104,7 @@ def table(
     )
 
 
-def _way_on(form: _rows.Form) -> str:
+def _way_on(form: Form) -> str:
     """What to do about a split without images, as the end of a sentence."""
     if form.val_share:
         return f": with val_share={form.val_share:g} there are 'train' and 'val', so raise it where one has none"
@@ -127,7 +128,7 @@ def _locate(file: str) -> Path:
     )
 
 
-def _classes(path: Path, rows: _rows.Rows, classes: Sequence[str] | str, train_split: str) -> tuple[str, ...]:
+def _classes(path: Path, rows: Rows, classes: Sequence[str] | str, train_split: str) -> tuple[str, ...]:
     if classes:
         names = _given_classes(path, classes)
         known = set(names)

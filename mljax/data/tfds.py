@@ -66,7 +66,7 @@ def tfds(
     records = _records(folder, info, split)
     easy = "labels_no_difficult" if labels == "labels" and "labels_no_difficult" in leaves else None
     if difficult not in ("V1", "V2", "V4"):
-        raise UserError(f"There is no policy {difficult!r} for difficult labels here: use V1, V2 or V4.")
+        raise UserError(f"difficult={difficult!r} is not a policy for difficult labels: use V1, V2 or V4.")
     table = _collect(records, labels, easy, leaves, len(classes), folder)
     kept = np.flatnonzero(table.labels.any(axis=1)) if labels.startswith("objects") and annotated_only else None
     if not table.labels.any():
@@ -291,8 +291,8 @@ def prepare(dataset: str, root: str) -> Path:
         builder = tensorflow_datasets.builder(dataset, data_dir=root, file_format="array_record")
         builder.download_and_prepare()
     except Exception as error:  # TFDS lets every kind of exception through
-        told = " ".join(str(error).split())[:200]
-        raise UserError(f"TFDS cannot prepare {dataset!r} ({type(error).__name__}: {told}).") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"TFDS cannot prepare {dataset!r} ({type(error).__name__}: {reason}).") from error
     return Path(str(builder.data_path))
 
 

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from mljax.errors import UserError, nearest
+from mljax.trees import flatten
 
 Groups = Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -25,21 +25,10 @@ class Leaf(NamedTuple):
     frozen: bool
 
 
-def paths(tree: Any) -> dict[str, Any]:
-    """{"a/b/c": leaf} in tree order."""
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_name(path): leaf for path, leaf in flat}
-
-
-def path_name(path: Any) -> str:
-    """A path of jax.tree_util as "a/b/c"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def freeze_matching(params: Any, patterns: Sequence[str], at: str = "backbone") -> Groups:
     """The group of what a backbone's `frozen_parameters()` names: patterns of paths below `at`, wherever that lies."""
     found = []
-    for path in paths(params):
+    for path in flatten(params):
         below = re.split(f"(?:^|/){re.escape(at)}/", path, maxsplit=1)[1:]
         if below and any(re.search(pattern, below[0]) for pattern in patterns):
             found.append(re.escape(path))
@@ -54,7 +43,7 @@ def label_tables(params: Any, groups: Groups = ()) -> Groups:
 
     Empty where there is none, or where a group's pattern names them itself.
     """
-    found = any(path.rsplit("/", 1)[-1] == LABEL_TABLE for path in paths(params))
+    found = any(path.rsplit("/", 1)[-1] == LABEL_TABLE for path in flatten(params))
     if not found or any(LABEL_TABLE in pattern for pattern, _ in groups):
         return ()
     return ((f"(^|/){LABEL_TABLE}$", {"lr": 10.0, "weight_decay": 0.0}),)
@@ -80,7 +69,7 @@ def assign(
     Raises:
       UserError: a pattern that takes no parameter, a key that does not exist, nothing left to train.
     """
-    shapes = paths(params)
+    shapes = flatten(params)
     taken: dict[str, tuple[str, dict[str, Any]]] = {}
     for pattern, options in groups:
         options = _check_group(pattern, options)

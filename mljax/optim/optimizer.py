@@ -16,8 +16,9 @@ import optax
 
 from mljax.errors import UserError, nearest
 from mljax.optim import update_rules
-from mljax.optim.groups import Groups, assign, path_name, paths
+from mljax.optim.groups import Groups, assign
 from mljax.optim.schedules import constant, make_schedule, one_cycle_momentum
+from mljax.trees import flatten, map_named
 
 RULES = ("adam", "adamw", "sgd")
 PLATEAU = ("mode", "factor", "patience", "threshold", "cooldown")  # what plateau_update shares with optimizer
@@ -121,9 +122,7 @@ def optimizer(
     trained = optax.chain(*chain)
     if accumulate > 1:
         trained = update_rules.accumulate(trained, accumulate)
-    labels = jax.tree_util.tree_map_with_path(
-        lambda path, _: "frozen" if leaves[path_name(path)].frozen else "trained", params
-    )
+    labels = map_named(lambda path, _: "frozen" if leaves[path].frozen else "trained", params)
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
@@ -248,12 +247,8 @@ def ema_update(ema: Any, new: Any, decay: float) -> Any:
       new: the same trees of the model.
     Reference: the recipe of Ridnik et al., ICCV 2021 (decay 0.9997, running statistics too).
     """
-    now = paths(new)
-
-    def one(path: Any, old: Any) -> Any:
-        return decay * old + (1 - decay) * now[path_name(path)].astype(old.dtype)
-
-    return jax.tree_util.tree_map_with_path(one, ema)
+    now = flatten(new)
+    return map_named(lambda path, old: decay * old + (1 - decay) * now[path].astype(old.dtype), ema)
 
 
 def averaged(params: Any, variables: Any, ema: Any) -> dict[str, Any]:
@@ -266,5 +261,5 @@ def averaged(params: Any, variables: Any, ema: Any) -> dict[str, Any]:
 
 def ema_merge(ema: Any, new: Any) -> Any:
     """`new` with every leaf that `ema` holds replaced by its average: what evaluating the EMA runs on."""
-    averaged = paths(ema)
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: averaged.get(path_name(path), leaf), new)
+    averaged = flatten(ema)
+    return map_named(lambda path, leaf: averaged.get(path, leaf), new)

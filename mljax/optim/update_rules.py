@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mljax.optim.groups import Leaf, path_name
+from mljax.optim.groups import Leaf
 from mljax.optim.schedules import Schedule
+from mljax.trees import map_named
 
 
 class MomentumState(NamedTuple):
@@ -91,11 +92,11 @@ def add_decay(leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
     """u + weight_decay * parameter, with each parameter's own weight decay."""
 
     def update(updates: Any, params: Any = None) -> Any:
-        def one(path: Any, u: Any, p: Any) -> Any:
-            decay = leaves[path_name(path)].weight_decay
+        def one(path: str, u: Any, p: Any) -> Any:
+            decay = leaves[path].weight_decay
             return u + decay * p if decay else u
 
-        return jax.tree_util.tree_map_with_path(one, updates, params)
+        return map_named(one, updates, params)
 
     return optax.stateless(update)
 
@@ -111,9 +112,7 @@ def scale_by_rate(rate: Schedule, leaves: Mapping[str, Leaf]) -> optax.GradientT
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
         now = rate(state.count)
-        updates = jax.tree_util.tree_map_with_path(
-            lambda path, u: u * (-now * leaves[path_name(path)].lr).astype(u.dtype), updates
-        )
+        updates = map_named(lambda path, u: u * (-now * leaves[path].lr).astype(u.dtype), updates)
         return updates, RateState(optax.safe_increment(state.count), now)
 
     return optax.GradientTransformation(init, update)

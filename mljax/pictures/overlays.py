@@ -13,7 +13,7 @@ from mljax.pictures import drawing
 from mljax.pipeline.images import decode
 
 
-def hot(attention: np.ndarray) -> float:
+def scale(attention: np.ndarray) -> float:
     """The value that an overlay shows at full heat; one position in twenty is hotter: a lone peak hides no other."""
     return float(np.quantile(attention, 0.95))
 
@@ -57,7 +57,7 @@ class Overlays:
                 name = f"{short}_{number}"
             target, shown = self.folder / f"{stem}_{name}.png", f"{label} {probability:.2f}"
             try:
-                drawing.captioned(drawing.overlay(picture, maps[label], high=hot(maps[label])), shown).save(target)
+                drawing.captioned(drawing.overlay(picture, maps[label], high=scale(maps[label])), shown).save(target)
             except OSError as error:
                 target.unlink(missing_ok=True)
                 raise UserError(

@@ -31,7 +31,7 @@ CORNERS = {"tl": (0.0, 0.0), "tr": (1.0, 0.0), "bl": (0.0, 1.0), "br": (1.0, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One deterministic look at an image: crop, squish to a square, perhaps mirror."""
+    """One deterministic view of an image: crop, squish to a square, perhaps mirror."""
 
     text: str
     size: int
@@ -62,7 +62,7 @@ Encode = Callable[[np.ndarray], Mapping[str, jax.Array]]
 
 def endpoints(
     source: Source,
-    looks: tuple[View, ...],
+    views: tuple[View, ...],
     encode: Encode,
     *,
     key: str,
@@ -82,23 +82,23 @@ def endpoints(
       {view text: {stride: (N h w d) float16 memory map}}. A subset shares the entries of what it is taken from.
     """
     whole = source.base or source
-    found = {}
-    for look in looks:
-        digest = hashlib.sha256(json.dumps([whole.fingerprint, len(whole), look.text, key]).encode()).hexdigest()[:24]
+    endpoints = {}
+    for one in views:
+        digest = hashlib.sha256(json.dumps([whole.fingerprint, len(whole), one.text, key]).encode()).hexdigest()[:24]
         folder = cache_dir() / "features" / digest
         opened = _open(folder)
         if opened is None:
-            _compute(whole, look, encode, folder, batch_size, progress, failures)
+            _compute(whole, one, encode, folder, batch_size, progress, failures)
             opened = _open(folder)
         if opened is None:
-            raise UserError(f"The cached features in {folder} cannot be read back; look after the disk of MLJAX_CACHE.")
+            raise UserError(f"The cached features in {folder} cannot be read back; check the disk of MLJAX_CACHE.")
         maps, unreadable = opened
         _report(source, unreadable, failures)
-        found[look.text] = (
+        endpoints[one.text] = (
             maps if source.indices is None else {name: Rows(x, source.indices) for name, x in maps.items()}
         )
         _limit(cache_dir() / "features", limit_gb, keep=folder)
-    return found
+    return endpoints
 
 
 def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, str]] | None:
@@ -142,7 +142,7 @@ class Rows:
 
 def _compute(
     source: Source,
-    look: View,
+    transform: View,
     encode: Encode,
     folder: Path,
     batch_size: int,
@@ -156,24 +156,24 @@ def _compute(
     try:
         partial.mkdir(parents=True)
         done = 0
-        for batch in loader.eval_batches(source, look, batch_size=batch_size, failures=failures):
-            found = {name: np.array(x, np.float16) for name, x in encode(batch["image"]).items()}
+        for batch in loader.eval_batches(source, transform, batch_size=batch_size, failures=failures):
+            features = {name: np.array(x, np.float16) for name, x in encode(batch["image"]).items()}
             count = int(batch["mask"].sum())
             taken = batch["index"][:count] != np.arange(done, done + count)  # another image stands in for these
             if failures is not None:
                 rows = (done + np.flatnonzero(taken)).tolist()
                 unreadable |= {row: failures.found[str(source.ids[row])] for row in rows}
-            for name, x in found.items():
+            for name, x in features.items():
                 if name not in maps:
                     maps[name] = _new_map(partial / f"{name}.npy", (len(source), *x.shape[1:]))
                 x[:count][taken] = 0
                 maps[name][done : done + count] = x[:count]
             done += count
-            progress(f"features of {source.name}, view {look.text}", done, len(source))
+            progress(f"features of {source.name}, view {transform.text}", done, len(source))
         for x in maps.values():
             x.flush()
-        facts = {"endpoints": sorted(maps), "source": source.name, "unreadable": unreadable}
-        (partial / "done.json").write_text(json.dumps(facts))
+        done_json = {"endpoints": sorted(maps), "source": source.name, "unreadable": unreadable}
+        (partial / "done.json").write_text(json.dumps(done_json))
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
@@ -187,11 +187,11 @@ def _compute(
 
 def _new_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """A memory map with its space on the disk taken now: a disk that fills later would kill the process (SIGBUS)."""
-    found = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    array = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return found
+    return array
 
 
 def _limit(root: Path, limit_gb: float, keep: Path) -> None:
@@ -253,10 +253,10 @@ class CachedBatches:
         picks = np.stack([rng.permutation(len(texts))[: self.views] for _ in chosen])
         chosen, picks = self.rows[chosen[process::count]], picks[process::count]
         batch = examples(self.source, chosen)
-        looks = [self._gather(texts, chosen, picks[:, v]) for v in range(self.views)]
-        batch["endpoints"] = looks[0]
+        views = [self._gather(texts, chosen, picks[:, v]) for v in range(self.views)]
+        batch["endpoints"] = views[0]
         if self.views > 1:
-            batch["views"] = jax.tree.map(lambda *x: np.stack(x, axis=1), *looks)
+            batch["views"] = jax.tree.map(lambda *x: np.stack(x, axis=1), *views)
         return batch
 
     def _gather(self, texts: list[str], chosen: np.ndarray, pick: np.ndarray) -> dict[str, np.ndarray]:

@@ -58,10 +58,10 @@ def decode(
     Raises:
       ImageError: empty, truncated, not an image, of a format that is not read, more than MAX_PIXELS, or an
         array of another shape, type or range.
-      UserError: there is no such decoder.
+      UserError: `decoder` is not one of DECODERS.
     """
     if decoder not in DECODERS:
-        raise UserError(f"There is no image decoder {decoder!r}{nearest(decoder, DECODERS)}.")
+        raise UserError(f"{decoder!r} is not an image decoder{nearest(decoder, DECODERS)}.")
     if isinstance(data, np.ndarray):
         return _from_array(data, where or "given as an array")
     if isinstance(data, str | os.PathLike):
@@ -198,7 +198,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _silence_pillow() -> None:
-    """Ignore Pillow's warnings: broken metadata is no concern of ours, and for sizes we have our own limit.
+    """Ignore Pillow's warnings: broken metadata does not matter here, and MAX_PIXELS limits sizes.
 
     `warnings.catch_warnings` would be tidier but is not safe in threads: one thread's exit undoes, or makes permanent,
     the filters of another. So our filter is put in front whenever it is not there.

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mljax.cache import atomic_write
 from mljax.data._instances import stored
-from mljax.data.packed import ARRAYS, FORMAT, INSTANCES, log, read_facts
+from mljax.data.packed import ARRAYS, FORMAT, INSTANCES, log, read_json
 from mljax.data.source import Source
 from mljax.errors import UserError
 from mljax.pipeline.images import decode
@@ -67,7 +67,7 @@ def pack(
         if (folder / "done.json").is_file():
             return False
         sizes = _shards(source, folder, plan, threads, progress)
-        _facts(sources, folder, plan, sizes)
+        _write_meta(sources, folder, plan, sizes)
     except OSError as error:
         raise UserError(
             f"{str(folder)!r} cannot be written ({error.strerror or error}): free space, and go on."
@@ -83,11 +83,11 @@ def _agree(folder: Path, plan: dict[str, Any]) -> None:
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(plan))
         return
-    found = read_facts(path)
+    before = read_json(path)
     for key, value in plan.items():
-        if found.get(key) != value:
-            what = "another split or state of the data" if key == "fingerprint" else f"{key}={found.get(key)!r}"
-            raise UserError(f"{str(folder)!r} was begun with {what}: give another folder, or remove this one.")
+        if before.get(key) != value:
+            what = "another split or state of the data" if key == "fingerprint" else f"{key}={before.get(key)!r}"
+            raise UserError(f"{str(folder)!r} was started with {what}: give another folder, or remove this one.")
 
 
 def _shards(source: Source, folder: Path, plan: dict[str, Any], threads: int, progress: Progress) -> list[int]:
@@ -142,22 +142,22 @@ def encoded(source: Source, row: int, short_side: int | None, quality: int | Non
     return out.getvalue()
 
 
-def _facts(sources: Mapping[bool, Source], folder: Path, plan: dict[str, Any], sizes: list[int]) -> None:
+def _write_meta(sources: Mapping[bool, Source], folder: Path, plan: dict[str, Any], sizes: list[int]) -> None:
     """Everything but images; `done.json` last."""
     source = sources[True]
     with atomic_write(folder / "ids.json") as temporary:
         temporary.write_text(json.dumps(list(map(str, source.ids))))
     arrays: dict[str, dict[str, Any]] = {}
     for training, each in sources.items():
-        arrays[str(int(training))] = found = {}
+        arrays[str(int(training))] = files = {}
         for name in ARRAYS:
             array = np.asarray(getattr(each, name), np.uint8)
             if array.size and array.all():
-                found[name] = "ones"
+                files[name] = "ones"
                 continue
-            found[name] = f"{name}-{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]}.npy"
-            if not (folder / found[name]).is_file():
-                with atomic_write(folder / found[name]) as temporary:
+            files[name] = f"{name}-{hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:8]}.npy"
+            if not (folder / files[name]).is_file():
+                with atomic_write(folder / files[name]) as temporary:
                     np.save(temporary, array)
     things = _write_instances(source, folder)
     done = {**plan, "names": {str(int(k)): s.name for k, s in sources.items()}, "classes": list(source.classes)}

@@ -81,7 +81,7 @@ class Picture:
 
     def at_least(self, width: float, height: float) -> np.ndarray:
         """All pixels at the smallest of the sizes 1, 1/2, 1/4, 1/8 that a JPEG can be decoded at, not below (width,
-        height); what is no ordinary JPEG has its full size."""
+        height); anything but an ordinary JPEG has its full size."""
         if self._data is None or self._array is not None or width * 2 > self.size[0] or height * 2 > self.size[1]:
             return self.array()
         factor = 2 ** min(3, int(math.log2(min(self.size[0] / width, self.size[1] / height))))

@@ -22,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.errors import UserError, nearest
-from mljax.optim.groups import paths
 from mljax.rundir import manifest
 from mljax.rundir.orbax import close_at_exit, error_code, orbax, quiet
-from mljax.trees import nest
+from mljax.trees import flatten, nest
 
 
 class Checkpoints:
@@ -126,7 +125,7 @@ class Checkpoints:
         """
         step = int(step)
         # a copy: on a CPU, what device_get returns is the memory that the next step is given to overwrite
-        leaves = {path: np.array(leaf) for path, leaf in jax.device_get(paths(state)).items()}
+        leaves = {path: np.array(leaf) for path, leaf in jax.device_get(flatten(state)).items()}
         record = manifest.sealed(step, leaves, dict(metrics or {}), dict(meta or {}))
         score = self._checked_score(record)
         aside = self.folder / f"replaced-{step}"
@@ -245,7 +244,7 @@ class Checkpoints:
         """
         step = self._resolve(step)
         record = self._record(step)
-        wanted = {path: manifest.kind(leaf) for path, leaf in paths(template).items()}
+        wanted = {path: manifest.kind(leaf) for path, leaf in flatten(template).items()}
         manifest.compare(record["leaves"], wanted, where=f"The checkpoint of step {step} in {self.folder}")
         leaves = self._read(step, record["leaves"])
         state = jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted])
@@ -305,7 +304,7 @@ class Checkpoints:
         try:
             with quiet():
                 restored = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
-            found = {path: leaf for name in args for path, leaf in paths(restored[name]).items()}
+            found = {path: leaf for name in args for path, leaf in flatten(restored[name]).items()}
         except Exception as error:
             raise UserError(self._damaged(step, "its arrays cannot be read")) from error
         leaves = {}

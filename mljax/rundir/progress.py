@@ -241,10 +241,10 @@ def by_module(params: Any, frozen: Collection[str] = ()) -> str:
     Args:
       frozen: paths of those that are not trained, "backbone/stem/kernel".
     """
-    from mljax.optim.groups import paths
+    from mljax.trees import flatten
 
     modules: dict[str, list[tuple[int, int, int]]] = {}
-    for path, x in paths(params).items():
+    for path, x in flatten(params).items():
         size = int(math.prod(x.shape))
         modules.setdefault(path.partition("/")[0], []).append((size, 0 if path in frozen else size, x.nbytes))
     modules["in all"] = [leaf for leaves in modules.values() for leaf in leaves]

@@ -4,27 +4,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from mljax import optim
 from mljax.data.files import some
 from mljax.errors import UserError, one_of
 from mljax.experiment import Experiment
-from mljax.optim.groups import path_name, paths
 from mljax.run import load
 from mljax.rundir.checkpoint import Checkpoints
+from mljax.trees import flatten, map_named
 
 
 def inherit(new: Any, old: Any) -> Any:
     """The variables of a stage: leaves of the same path and shape come from the stage before, the rest stays new."""
-    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+    known = flatten(old)
 
-    def pick(path: Any, leaf: Any) -> Any:
-        before = known.get(jax.tree_util.keystr(path))
-        return before if before is not None and np.shape(before) == np.shape(leaf) else leaf
+    def pick(path: str, leaf: Any) -> Any:
+        return known[path] if path in known and np.shape(known[path]) == np.shape(leaf) else leaf
 
-    return jax.tree_util.tree_map_with_path(pick, new)
+    return map_named(pick, new)
 
 
 def from_stage(folder: Path, start: str) -> dict[str, Any]:
@@ -56,20 +54,21 @@ def from_run(workdir: str, variables: Mapping[str, Any], experiment: Experiment)
     other = load(workdir)
     same_classes, count = tuple(other.classes) == tuple(experiment.meta.classes), len(other.classes)
     kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
-    known = paths({name: other.variables[name] for name in kept if name in other.variables})
+    known = flatten({name: other.variables[name] for name in kept if name in other.variables})
     fits = {
         path: known[path]
-        for path, leaf in paths(kept).items()
+        for path, leaf in flatten(kept).items()
         if path in known
         and known[path].shape == leaf.shape
         and (same_classes or "/backbone/" in path or count not in leaf.shape)
     }
-    if not any(path in fits for path in paths({"params": kept["params"]})):
+    if not any(path in fits for path in flatten({"params": kept["params"]})):
         raise UserError(
-            f"config.init={workdir!r}: no parameter of that run fits this network; train the same backbone and system, or leave config.init empty."
+            f"config.init={workdir!r}: no parameter of that run fits this network; train the same backbone and system,"
+            " or leave config.init empty."
         )
-    fresh = sorted(paths({"params": kept["params"]}).keys() - fits.keys())
-    taken = jax.tree_util.tree_map_with_path(lambda path, leaf: fits.get(path_name(path), leaf), kept)
+    fresh = sorted(flatten({"params": kept["params"]}).keys() - fits.keys())
+    taken = map_named(lambda path, leaf: fits.get(path, leaf), kept)
     words = f"{len(fits)} arrays of {workdir}, statistics among them" + (
         f"; new: {some([p.partition('/')[2] for p in fresh], 6)}" if fresh else ""
     )

@@ -16,7 +16,7 @@ import numpy as np
 from mljax import build
 from mljax.errors import UserError, nearest
 from mljax.trees import flatten, nest
-from mljax.weights.identify import recognise
+from mljax.weights.identify import identify
 
 log = logging.getLogger("mljax")
 
@@ -33,16 +33,16 @@ def module_of(arch: str) -> ModuleType:
         if arch in getattr(module, "NAMES", {}):
             return module
     known = [name for module in modules() for name in getattr(module, "NAMES", {})]
-    raise UserError(f"There is no {arch!r} among the backbones{nearest(arch, known)}.")
+    raise UserError(f"{arch!r} is not a backbone{nearest(arch, known)}.")
 
 
 def convert(state: Mapping[str, np.ndarray], arch: str, path: Path) -> dict[str, np.ndarray]:
     """A state dict -> flat float32 parameters "params/a/b/c" and "batch_stats/a/b/c" of a backbone.
 
     Raises:
-      UserError: it is another net (what it seems to be is said), or has values that are no finite numbers.
+      UserError: it is another net, which the error names, or has values that are not finite.
     """
-    guess = recognise(state)
+    guess = identify(state)
     wrong = f"{path} does not fit the backbone {arch}: it seems to be {guess.label}"
     if guess.archs and arch not in guess.archs:
         raise UserError(f"{wrong}; give another file, or another backbone.")
@@ -63,7 +63,7 @@ def convert(state: Mapping[str, np.ndarray], arch: str, path: Path) -> dict[str,
         with np.errstate(all="ignore"):
             finite = np.isfinite(np.sum(value))
         if not finite:
-            raise UserError(f"{path} is corrupt: {name!r} has values that are no finite numbers; get it again.")
+            raise UserError(f"{path} is corrupt: {name!r} has values that are not finite; get it again.")
     return flat
 
 
@@ -72,7 +72,7 @@ def _float32(value: np.ndarray, name: str, path: Path) -> np.ndarray:
         return value
     if value.dtype.kind == "f" or value.dtype.name in dir(ml_dtypes):
         return value.astype(np.float32, copy=False)
-    raise UserError(f"{path} has {name!r} as {value.dtype}, which is no real number; give another file.")
+    raise UserError(f"{path} has {name!r} as {value.dtype}, which is not a real number; give another file.")
 
 
 def other_channels(params: Mapping[str, Any], channels: int, name: str) -> dict[str, Any]:

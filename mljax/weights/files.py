@@ -80,7 +80,7 @@ def kind_of(path: Path) -> str:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise UserError(f"{path} is no whole .npz or .pth file ({error}); get it again.") from None
+            raise UserError(f"{path} is not a complete .npz or .pth file ({error}); get it again.") from None
         return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
     if head[8:9] == b"{" and (int.from_bytes(head[:8], "little") < 1 << 27 or path.suffix == ".safetensors"):
         return "safetensors"
@@ -101,7 +101,7 @@ def read(path: str | Path, *, prefix: str = "") -> dict[str, np.ndarray]:
     Returns:
       Arrays in the file's axis order and dtype (bfloat16 and 8-bit floats as ml_dtypes). Those of safetensors and
       PyTorch files are read-only views of the file. A state dict inside a checkpoint (`state_dict`, `model`,
-      `model_state`, `ema`, ..) is found; what is no array is left out.
+      `model_state`, `ema`, ..) is found; what is not an array is left out.
     Raises:
       UserError: no such file, truncated, corrupt, hostile, without arrays, or without the prefix.
     """
@@ -170,7 +170,7 @@ def _state_dict(tree: Any, path: Path) -> dict[str, np.ndarray]:
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds no state dict but a {type(tree).__name__}; save the model's state_dict().")
     if taken and "ema" in taken[-1]:
-        log.warning("%s: the averaged weights (%s) are taken, there are no others.", path, taken[-1])
+        log.warning("%s: only averaged weights (%s) are in it; using these.", path, taken[-1])
     return {str(name): value.array() for name, value in tree.items() if isinstance(value, Tensor)}
 
 

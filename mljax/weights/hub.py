@@ -31,8 +31,8 @@ def find(name: str, hub: str | None, file: str) -> Path | None:
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub, file)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(hub, file)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def fetch(name: str, hub: str | None, file: str) -> Path:
@@ -41,18 +41,18 @@ def fetch(name: str, hub: str | None, file: str) -> Path:
     Raises:
       UserError: it is on no hub, or there is no network, no such file, or no space.
     """
-    found = find(name, hub, file)
-    if found is not None:
-        return found
+    path = find(name, hub, file)
+    if path is not None:
+        return path
     place = f"put it into $MLJAX_DATA/weights as {local_names(name, file)[0]}, or give its path as the weights' name"
     if hub is None:
-        raise UserError(f"The file {file} of the weights {name!r} is not here and on no hub; {place}.")
+        raise UserError(f"The file {file} of the weights {name!r} is missing, and no hub has it; {place}.")
     from huggingface_hub import constants, errors, hf_hub_download
 
     log.warning("Downloading %s of %s, once.", file, hub)
     theirs = logging.getLogger("huggingface_hub")
     level = theirs.level
-    theirs.setLevel(logging.ERROR)  # it tells of each of its attempts
+    theirs.setLevel(logging.ERROR)  # it logs each of its attempts
     try:
         return Path(hf_hub_download(hub, file))
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
@@ -60,7 +60,7 @@ def fetch(name: str, hub: str | None, file: str) -> Path:
         reason = "HF_HUB_OFFLINE is set" if offline else "there is no network, or the hub does not answer"
         advice = f"{'unset it, or ' if offline else ''}get the file elsewhere and {place}"
     except (errors.RepositoryNotFoundError, errors.EntryNotFoundError, errors.RevisionNotFoundError):
-        reason, advice = "the hub has no such file or does not give it to you", place
+        reason, advice = "the hub does not have this file, or does not let you read it", place
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "no space" if full else str(error.strerror or type(error).__name__)
@@ -93,8 +93,8 @@ def check_digest(path: Path, expected: str | None, name: str) -> None:
     """
     if expected is None:
         return
-    found = sha256(path)
-    if found == expected:
+    digest = sha256(path)
+    if digest == expected:
         return
     from huggingface_hub import constants
 
@@ -104,6 +104,6 @@ def check_digest(path: Path, expected: str | None, name: str) -> None:
         path.unlink(missing_ok=True)
         blob.unlink(missing_ok=True)
     raise UserError(
-        f"{path} is not the published file of {name!r}: its sha256 is {found[:16]}.. and the record says"
+        f"{path} is not the published file of {name!r}: its sha256 is {digest[:16]}.. and the record says"
         f" {expected[:16]}..; {'it was removed, run again to download it' if cached else 'get it again'}."
     )

@@ -29,7 +29,7 @@ class Guess(NamedTuple):
 Describe = Callable[[State, str], Guess]
 
 
-def recognise(state: State) -> Guess:
+def identify(state: State) -> Guess:
     """The net that weights belong to; `Guess("something unknown")` with a few names if it is none of those we know."""
     for anchor, describe in _NETS:
         for name in state:

@@ -73,11 +73,12 @@ def preprocessing(weights: Weights) -> tuple[tuple[float, ...], tuple[float, ...
 
 def records() -> dict[str, Weights]:
     """Every published checkpoint that we know, by name."""
-    found = {}
+    table = {}
     for module in modules():
-        for name, facts in getattr(module, "RECORDS", {}).items():
-            found[name] = Weights(name=name, **{**facts, "mean": tuple(facts["mean"]), "std": tuple(facts["std"])})
-    return found
+        for name, fields in getattr(module, "RECORDS", {}).items():
+            mean, std = tuple(fields["mean"]), tuple(fields["std"])
+            table[name] = Weights(name=name, **{**fields, "mean": mean, "std": std})
+    return table
 
 
 def _family(arch: str) -> str:
@@ -110,15 +111,15 @@ def resolve(
         path = Path(name).expanduser()
         if not path.is_file():
             if path.suffix in SUFFIXES or "/" in name:
-                raise UserError(f"The weight file {name} is not there; check the path, or give a record's name.")
-            raise UserError(f"There are no weights {name!r}{nearest(name, table)}.")
+                raise UserError(f"The weight file {name} is missing; check the path, or give a published name.")
+            raise UserError(f"{name!r} is not a name of published weights{nearest(name, table)}.")
         record = _local(path, arch, table)
     if _family(record.arch) != _family(arch):
         raise UserError(
             f"The weights {name!r} are for the backbone {record.arch}, and the backbone is {arch}; change one of them."
         )
-    given = {"mean": mean and tuple(mean), "std": std and tuple(std), "size": size}
-    return dataclasses.replace(record, **{key: value for key, value in given.items() if value is not None})
+    changes = {"mean": mean and tuple(mean), "std": std and tuple(std), "size": size}
+    return dataclasses.replace(record, **{key: value for key, value in changes.items() if value is not None})
 
 
 def _local(path: Path, arch: str, table: Mapping[str, Weights]) -> Weights:
@@ -186,13 +187,13 @@ def _converted(record: Weights, arch: str, prefix: str) -> dict[str, np.ndarray]
         folder = cache_dir() / "weights"
     except OSError as error:
         raise UserError(f"{error.filename} cannot be used ({error.strerror}); check it, or set MLJAX_CACHE.") from None
-    facts = [FORMAT, str(source.resolve()), status.st_size, status.st_mtime_ns, arch, prefix, record.sha256]
-    cached = folder / f"{arch}-{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]}.safetensors"
+    key = [FORMAT, str(source.resolve()), status.st_size, status.st_mtime_ns, arch, prefix, record.sha256]
+    cached = folder / f"{arch}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]}.safetensors"
     if cached.is_file():
         try:
             return read(cached)
         except UserError:
-            log.warning("The converted weights %s are damaged and are made again.", cached)
+            log.warning("The converted weights %s are damaged; converting again.", cached)
     hub.check_digest(source, record.sha256, record.name)
     state, metadata = read_with_metadata(source, prefix=prefix)
     if "record" in metadata:

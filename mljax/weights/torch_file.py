@@ -146,7 +146,7 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         if not isinstance(pid, tuple) or pid[0] != "storage" or pid[1] not in DTYPES:
-            raise ValueError("an external object that is no storage")
+            raise ValueError("an external object that is not a storage")
         return self._storage(np.dtype(DTYPES[pid[1]]), *pid[2:])
 
 
@@ -221,7 +221,7 @@ def read_torch(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         reason = str(error).strip().rstrip(".") or type(error).__name__
-        raise UserError(f"{path} is no whole PyTorch file ({reason}); get it again.") from None
+        raise UserError(f"{path} is not a complete PyTorch file ({reason}); get it again.") from None
 
 
 def _map(file: BinaryIO) -> mmap.mmap:

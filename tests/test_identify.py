@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mljax.weights.identify import recognise
+from mljax.weights.identify import identify
 from torch_writer import bare_resnet
 
 RESNET18 = bare_resnet((2, 2, 2, 2), False)
@@ -40,20 +40,20 @@ TRESNET = {
     ],
 )
 def test_what_it_seems_to_be(state, label, arch, prefix):
-    guess = recognise(state)
+    guess = identify(state)
     assert guess.label.startswith(label) and guess.prefix == prefix
     assert (guess.archs[0] if guess.archs else None) == arch
 
 
-def test_query2label_checkpoints_are_recognised():
+def test_query2label_checkpoints_are_identified():
     head = {"fc.W": nothing(1, 80, 8), "transformer.decoder.layers.0.linear1.weight": nothing(1)}
-    guess = recognise({**{f"backbone.0.body.{k}": v for k, v in RESNET18.items()}, **head})
+    guess = identify({**{f"backbone.0.body.{k}": v for k, v in RESNET18.items()}, **head})
     assert guess == ("a ResNet-18 inside a Query2Label checkpoint", "backbone.0.body.", ("resnet18",))
-    guess = recognise({**{f"backbone.0.body.{k}": v for k, v in TRESNET.items()}, **head})
+    guess = identify({**{f"backbone.0.body.{k}": v for k, v in TRESNET.items()}, **head})
     assert guess == ("a TResNet-L inside a Query2Label checkpoint", "backbone.0.body.", ("tresnet_l",))
 
 
-def test_sequential_resnet_is_recognised():
+def test_sequential_resnet_is_identified():
     order = {"conv1": "0", "bn1": "1"} | {f"layer{i}": str(i + 3) for i in range(1, 5)}
     state = {f"features.{order[k.split('.')[0]]}.{k.split('.', 1)[1]}": v for k, v in RESNET18.items() if k[:2] != "fc"}
-    assert recognise(state) == ("a ResNet-18 under the prefix 'features.'", "features.", ("resnet18",))
+    assert identify(state) == ("a ResNet-18 under the prefix 'features.'", "features.", ("resnet18",))

@@ -98,7 +98,7 @@ def test_loss_and_its_gradient():
         logits = by_hand(x, kernels, system.head_temperatures, 0.5)[0].sum(1)
         return np.mean(np.logaddexp(0, logits) - labels * logits)
 
-    value, grad = jax.value_and_grad(loss)(jnp.asarray(kernels.transpose(0, 2, 1)))
+    value, grad = jax.jit(jax.value_and_grad(loss))(jnp.asarray(kernels.transpose(0, 2, 1)))
     np.testing.assert_allclose(value, expected(kernels), rtol=1e-5)
     for _ in range(4):
         step = 1e-5 * rng.normal(size=kernels.shape)

@@ -102,7 +102,7 @@ def test_rows_that_sum_to_nothing_or_less_give_numbers_and_gradients():
     found = _graph.normalise(jnp.asarray(matrix))
     scale = np.array([4.0**-0.5, 1.0, 0.0])
     np.testing.assert_allclose(found, scale[:, None] * matrix.T * scale, rtol=1e-6)
-    gradient = jax.grad(lambda m: jnp.square(_graph.normalise(m)).sum())(jnp.asarray(matrix))
+    gradient = jax.jit(jax.grad(lambda m: jnp.square(_graph.normalise(m)).sum()))(jnp.asarray(matrix))
     assert np.isfinite(gradient).all() and np.abs(gradient[:2]).max() > 0
 
 
@@ -116,7 +116,7 @@ def test_a_block_with_negative_rows_trains():
     def loss(params):
         return module.apply({**variables, "params": params}, data, 0, method="loss")[0]
 
-    value, gradients = jax.value_and_grad(loss)(variables["params"])
+    value, gradients = jax.jit(jax.value_and_grad(loss))(variables["params"])
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients["gcn"]))
 

@@ -224,6 +224,14 @@ def test_any_system_inside_keeps_its_paths_and_its_scores():
     assert out.attention is not None
 
 
+def test_the_inner_system_gets_the_steps_of_an_epoch():
+    vectors = np.random.default_rng(2).normal(size=(4, 6)).astype(np.float32)
+    inner = Role(
+        backbone=None, meta=dataclasses.replace(meta(), vectors=vectors), net={"name": "sst"}, steps_per_epoch=7
+    ).net
+    assert inner.steps_per_epoch == 7
+
+
 def test_linear_then_end_to_end_carries_the_table_over(tmp_path):
     found = toy.config("role", "linear_init,smoke")
     first, second = (dict(stage) for stage in found.stages)
@@ -317,5 +325,5 @@ def test_one_label_and_none_known_are_finite():
     module = Role(backbone=None, meta=one, expected=0.5)
     data = features(l=1)
     variables = module.init(jax.random.key(0), data, 0, method="loss")
-    value, gradient = jax.value_and_grad(lambda v: module.apply(v, data, 0, method="loss")[0])(variables)
+    value, gradient = jax.jit(jax.value_and_grad(lambda v: module.apply(v, data, 0, method="loss")[0]))(variables)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))

@@ -51,7 +51,7 @@ def random_known(
 
 
 def known_in_evaluation(share: float, index: Any, labels: int) -> Bool[Array, "b {labels}"]:
-    """The labels of each image, by its index (b), that an evaluation knows: int(share l), the same in every run."""
+    """The labels that are known in an evaluation: int(share l) of each image, drawn by its index (b) alone."""
     return random_known(jax.random.key(2021), jnp.asarray(index), labels, int(share * labels))
 
 
@@ -188,7 +188,7 @@ class CTran(nn.Module):
         return self(batch, train=False).logits
 
     def given(self, index: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N l"]:
-        """The labels that `scores` knows in an evaluation, which must not count in its mAP."""
+        """The labels that `scores` takes as known in an evaluation; they do not count in average precision."""
         return np.asarray(known_in_evaluation(self.eval_known, index, self.meta.num_labels))
 
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -43,7 +43,7 @@ def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     if args.count < 1 or args.top < 2:
         raise UserError("--count must be at least 1, and --top at least 2 labels.")
     system = subject.run.experiment.system
-    if getattr(system, "cooccurrence", None) is not None:
+    if getattr(system, "cooccurrence", None) == "dataset":
         raise UserError(
             "This run takes the co-occurrence of labels from the data set, the same for every image"
             " (config.system.cooccurrence='dataset', the word `dataset`); this figure needs a run with"
@@ -56,7 +56,7 @@ def cooccurrence(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
         )
     asked = [subject.column(name) for labels in subject.asked(args.labels) for name in labels]
     shown = subject.photos(args.photo, [], args.count)
-    classes, whole = subject.run.classes, np.asarray(system.adjacency.value)
+    classes, whole = subject.run.classes, system.adjacency
     found, images = [], iter(shown)
     for _, scores, out in subject.run.stream([image for _, image, _ in shown]):
         extra: Any = out.extra

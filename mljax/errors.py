@@ -63,6 +63,16 @@ def one_of(where: str, value: object, options: Iterable[str]) -> None:
         raise UserError(f"{where} is {value!r}; expected one of {', '.join(options)}{hint}.")
 
 
+def at_least(where: str, value: float | None, minimum: float) -> None:
+    """Check a number that has a minimum; None, for settings that may have no number, passes.
+
+    Raises:
+      UserError: the number is smaller.
+    """
+    if value is not None and value < minimum:
+        raise UserError(f"{where} is {value}; expected at least {minimum}.")
+
+
 def exhausted(error: BaseException) -> bool:
     """Whether an error says that the memory of a device or of the machine is full."""
     words = re.search("resource_exhausted|out.of.memory|failed to allocate", str(error), flags=re.I)

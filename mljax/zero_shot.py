@@ -54,16 +54,16 @@ def with_labels(
     if pair := (spelled_twice(labels) or next(((x, x) for x in labels if labels.count(x) > 1), None)):
         raise UserError(f"The labels {pair[0]!r} and {pair[1]!r} are one; name it once.")
     if getattr(run.system, "vectors", None) is None:
-        module.with_labels(run.system, variables, np.zeros((0, 0)))  # says that it is bound
+        module.with_labels(run.system, variables, run.meta)  # says that it is bound
     if vectors is None or isinstance(vectors, str):
         table = _vectors(run, labels, vectors, every)
     else:
         table = np.asarray(vectors, np.float32)
         if table.ndim != 2 or len(table) != len(labels):
             raise UserError(f"The vectors have the shape {table.shape}; {len(labels)} labels need ({len(labels)}, e).")
-    system, changed = module.with_labels(run.system, variables, table)
     nothing = np.zeros((0, len(labels)), np.uint8)
     meta = Meta(name=run.meta.name, classes=labels, labels=nothing, observed=nothing, vectors=table)
+    system, changed = module.with_labels(run.system, variables, meta)
     return dataclasses.replace(run, meta=meta, system=system), jax.device_put(changed)
 
 

@@ -43,7 +43,7 @@ def cooccurrence(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     if args.count < 1 or args.top < 2:
         raise UserError("--count must be at least 1, and --top at least 2 labels.")
     system = inputs.run.experiment.system
-    if getattr(system, "cooccurrence", None) is not None:
+    if getattr(system, "cooccurrence", None) == "dataset":
         raise UserError(
             "This run takes the co-occurrence of labels from the data set, the same for every image"
             " (config.system.cooccurrence='dataset'); expected a run with"
@@ -56,7 +56,7 @@ def cooccurrence(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
         )
     chosen = [inputs.column(name) for labels in inputs.asked(args.labels) for name in labels]
     shown = inputs.photos(args.photo, [], args.count)
-    classes, whole = inputs.run.classes, np.asarray(system.adjacency.value)
+    classes, whole = inputs.run.classes, system.adjacency
     results, images = [], iter(shown)
     for _, scores, out in inputs.run.stream([image for _, image, _ in shown]):
         extra: Any = out.extra

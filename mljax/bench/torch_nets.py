@@ -133,11 +133,11 @@ class GroupLinear(nn.Module):
 
 
 class Query2Label(nn.Module):
-    """Map (b c h w) -> logits (b l), settings as `mljax.systems.query2label`."""
+    """Map (b c h w) -> logits (b l), settings as `mljax.systems.query2label.Query2Label`."""
 
     def __init__(self, channels: int, system: Any, side: tuple[int, int]):
         super().__init__()
-        d, labels = system.width or channels, system.labels
+        d, labels = system.width or channels, system.meta.num_labels
         sizes = (d, system.heads, system.ffn or 4 * d, system.dropout)
         from mljax.systems.query2label import attends
 
@@ -176,7 +176,7 @@ class Cmsg(nn.Module):
             raise UserError(
                 "--against=torch knows CMSG with config.system.features='activation' and mode='add' or 'none'."
             )
-        self.score, self.transform = nn.Linear(channels, system.labels, bias=False), nn.Linear(channels, d)
+        self.score, self.transform = nn.Linear(channels, system.meta.num_labels, bias=False), nn.Linear(channels, d)
         matrix = system.correlation if system.mode == "add" else None
         bias = None if matrix is None else torch.from_numpy(np.array(matrix.value, np.float32))
         self.register_buffer("bias", bias)
@@ -190,7 +190,7 @@ class Cmsg(nn.Module):
         self.memory = nn.Linear(channels, d) if system.saa_layers else None
         position = torch.from_numpy(np.array(sine_position(*side, d), np.float32)) if system.position else None
         self.register_buffer("position", position, persistent=False)
-        self.fc = GroupLinear(system.labels, d)
+        self.fc = GroupLinear(system.meta.num_labels, d)
 
     def forward(self, maps: Any) -> Any:
         x = maps.flatten(2).transpose(1, 2)
@@ -213,7 +213,7 @@ class Pooled(nn.Module):
         super().__init__()
         del side
         self.pooling, self.drop = system.pooling, nn.Dropout(system.dropout)
-        self.fc = nn.Linear(channels, system.labels)
+        self.fc = nn.Linear(channels, system.meta.num_labels)
 
     def forward(self, maps: Any) -> Any:
         average, largest = maps.mean((2, 3)), maps.amax((2, 3))

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mljax import parallel
 from mljax.layers import Affine, torch_linear_init
@@ -16,7 +17,7 @@ CHUNK = 128  # pairs at a time: 16 MiB of (b chunk output) at batch 32 and outpu
 
 
 class PairHead(nn.Module):
-    """Label features (b l d) -> a logit for every unordered pair of labels, (b pairs) float32, order of `pair_index`.
+    """Label features -> a logit for every unordered pair of labels, in float32 and the order of `pair_index`.
 
     "code": u = W_a F, v = [u_i; u_j], logit = c_p . (W_2 relu(W_1 v + b_1) + b_2) + c_0p, c_p of each pair its own.
     "paper": logit = w . relu(W_2 relu(W_1 [F_i; F_j] + b_1) + b_2) + b, the same for all pairs: how the paper's
@@ -44,7 +45,7 @@ class PairHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b pairs"]:
         count, code = pair_index(x.shape[1]).shape[1], self.form == "code"
         if code:
             x = linear(self.hidden, x.shape[-1], "label", self.dtype)(x)
@@ -64,17 +65,25 @@ class PairHead(nn.Module):
         return _in_chunks(lambda hidden, _: _classified(hidden, *layer), left, right, None, self.chunk) + bias
 
 
-def _weighted(hidden: jax.Array, weights: jax.Array) -> jax.Array:
+def _weighted(hidden: Float[Array, "b p d"], weights: Float[Array, "p d"]) -> Float[Array, "b p"]:
     return jnp.einsum("bpd,pd->bp", hidden, weights, preferred_element_type=jnp.float32)
 
 
-def _classified(hidden: jax.Array, second: tuple[jax.Array, jax.Array], kernel: jax.Array) -> jax.Array:
+def _classified(
+    hidden: Float[Array, "b p d"], second: tuple[Float[Array, "d o"], Float[Array, " o"]], kernel: Float[Array, " o"]
+) -> Float[Array, "b p"]:
     hidden = nn.relu(hidden @ second[0] + second[1][None, None])
     return jnp.einsum("bpd,d->bp", hidden, kernel, preferred_element_type=jnp.float32)
 
 
-def _in_chunks(of_pairs: Any, left: jax.Array, right: jax.Array, weights: jax.Array | None, chunk: int) -> jax.Array:
-    """of_pairs(relu(left_i + right_j), weights of these pairs) for all pairs i < j, `chunk` at a time: (b pairs)."""
+def _in_chunks(
+    of_pairs: Any,
+    left: Float[Array, "b l d"],
+    right: Float[Array, "b l d"],
+    weights: Float[Array, "pairs d"] | None,
+    chunk: int,
+) -> Float[Array, "b pairs"]:
+    """of_pairs(relu(left_i + right_j), weights of these pairs) for all pairs i < j, `chunk` at a time."""
     index = pair_index(left.shape[1])
     count = index.shape[1]
     if not count:  # one label
@@ -90,19 +99,24 @@ def _in_chunks(of_pairs: Any, left: jax.Array, right: jax.Array, weights: jax.Ar
         i, j, weights = at
         return of_pairs(nn.relu(left[:, i] + right[:, j]), weights)
 
-    found = jax.lax.map(some, (jnp.asarray(i), jnp.asarray(j), weights))
-    return found.transpose(1, 0, 2).reshape(left.shape[0], -1)[:, :count]
+    chunks = jax.lax.map(some, (jnp.asarray(i), jnp.asarray(j), weights))
+    return chunks.transpose(1, 0, 2).reshape(left.shape[0], -1)[:, :count]
 
 
-def push(memory: jax.Array, features: jax.Array, positive: jax.Array, axis: str | None = None) -> jax.Array:
+def push(
+    memory: Float[Array, "l slots d"],
+    features: Float[Array, "b l d"],
+    positive: Float[Array, "b l"],
+    axis: str | None = None,
+) -> Float[Array, "l slots d"]:
     """Put the features of known positives in front of each label's memory; the oldest fall out.
 
     Args:
-      memory: (l q d), newest first.
-      features: (b l d); positive: (b l) in {0, 1}. Those of all devices go in, in the order of the global batch.
+      memory: newest first.
+      features: where `positive` (in {0, 1}); those of all devices go in, in the order of the global batch.
       axis: of pmap, or None.
     Returns:
-      (l q d), without gradient.
+      The memory, without gradient.
     """
     features, positive = jax.lax.stop_gradient((features.astype(memory.dtype), positive))
     features, positive = parallel.all_gather((features, positive), axis)

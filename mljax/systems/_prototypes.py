@@ -1,29 +1,33 @@
 """Cluster centres of label features, for SARB: k-means that is a function of its input."""
 
 import numpy as np
+from jaxtyping import Float, Int
 
 ROUNDS = 100
 BLOCK = 4096  # rows whose distances are computed at a time
 
 
-def prototypes(features: np.ndarray, labels: np.ndarray, *, classes: int, count: int) -> np.ndarray:
+def prototypes(
+    features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], *, classes: int, count: int
+) -> Float[np.ndarray, "{classes} {count} d"]:
     """The centres of each label's features.
 
     Args:
-      features: (n d), each of one label.
-      labels: (n) int, which.
-      classes: l. count: K, centres per label.
+      features: each of one label.
+      labels: the label of each feature.
+      classes: how many labels there are.
+      count: centres per label.
     Returns:
-      (l K d) float32, zeros for a label without features.
+      In float32, zeros for a label without features.
     """
-    found = np.zeros((classes, count, features.shape[-1]), np.float32)
+    centres = np.zeros((classes, count, features.shape[-1]), np.float32)
     for label in np.unique(labels):
-        found[label] = kmeans(features[labels == label], count)
-    return found
+        centres[label] = kmeans(features[labels == label], count)
+    return centres
 
 
-def kmeans(x: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Centres (count d) of the rows of x (n d), n >= 1, by Lloyd's rounds from a k-means++ start.
+def kmeans(x: Float[np.ndarray, "n d"], count: int, seed: int = 0) -> Float[np.ndarray, "{count} d"]:
+    """Centres of the rows of x, at least one, by Lloyd's rounds from a k-means++ start.
 
     Deterministic: the start is drawn with `seed`, of equal distances the first centre counts. With fewer different rows
     than centres, some centres are the same. A centre that loses all its rows stays where it is.

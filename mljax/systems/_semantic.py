@@ -1,17 +1,18 @@
 """What SSGRL, SST and SARB share: decoupling, gated propagation, the label graph, names of checkpoints."""
 
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mljax.convolution import BatchNorm
 from mljax.data import labels as label_data
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, at_least
 from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_linear_init
 from mljax.types import Meta
 from mljax.weights.published import Names
@@ -30,7 +31,7 @@ def linear(features: int, inputs: int, name: str, dtype: Any, bias: bool = True)
 
 
 class Decoupling(nn.Module):
-    """Feature map -> one feature per label, and where it was looked for.
+    """Feature map -> one feature per label, and the positions that it came from.
 
     Average pooling, then (HCP-MLR-PL only) a 1x1 convolution with BatchNorm to `width` channels, then pooling by label.
 
@@ -52,9 +53,9 @@ class Decoupling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, feature_map: jax.Array, vectors: jax.Array | None, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """(b h w c), (l e) -> (b l d) and attention (b 1 l h' w'), which sums to 1 over positions."""
+        self, feature_map: Float[Array, "b h w c"], vectors: Float[Array, "l e"] | None, *, train: bool
+    ) -> tuple[Float[Array, "b {self.labels} d"], Float[Array, "b 1 {self.labels} y x"]]:
+        """Label features, and attention, which sums to 1 over the positions (y x) of the pooled map."""
         x = _average(feature_map.astype(self.dtype), self.pool)
         if self.width is not None and x.shape[-1] != self.width:
             x = nn.Dense(self.width, use_bias=False, dtype=self.dtype, kernel_init=TORCH, name="reduce")(x)
@@ -70,8 +71,8 @@ class Decoupling(nn.Module):
         return features, weights.transpose(0, 2, 1).reshape(b, 1, self.labels, height, width)
 
 
-def _average(x: jax.Array, size: int) -> jax.Array:
-    """(b h w c) -> (b h/size w/size c); rows and columns that are over are left out, as torch leaves them out."""
+def _average(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h//{size} w//{size} c"]:
+    """Average pooling; rows and columns that are left over are dropped, as torch drops them."""
     if size == 1:
         return x
     if min(x.shape[1:3]) < size:
@@ -103,8 +104,8 @@ class GatedGraph(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, adjacency: jax.Array) -> jax.Array:
-        """(b l d), (l l) -> (b l d)."""
+    def __call__(self, x: Float[Array, "b l d"], adjacency: Float[Array, "l l"]) -> Float[Array, "b l d"]:
+        """The label features after `steps` of propagation."""
         d = x.shape[-1]
         weights = {gate: linear(d, 2 * d, f"{gate}_w", self.dtype) for gate in ("update", "reset", "candidate")}
         states = {gate: linear(d, d, f"{gate}_u", self.dtype) for gate in ("update", "candidate")}
@@ -135,30 +136,41 @@ class GraphClassifier(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, adjacency: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(b l d), (l l) -> logits (b l) float32 and h (b l d)."""
+    def __call__(
+        self, x: Float[Array, "b l d"], adjacency: Float[Array, "l l"]
+    ) -> tuple[Float[Array, "b l"], Float[Array, "b l d"]]:
+        """Logits in float32, and h."""
         h = GatedGraph(self.steps, self.reset_gate, self.dtype, name="graph")(x, adjacency)
         joint = jnp.concatenate([h, x], axis=-1)
         o = jnp.tanh(linear(self.output, joint.shape[-1], "output", self.dtype)(joint))
         return GroupLinear(name="classifier")(o), h
 
 
-# --- what builders check and compute ---------------------------------------------------------------------------------
+# --- what systems check and compute ----------------------------------------------------------------------------------
 
 
-def choice(key: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(f"config.system.{key} is {value!r}{nearest(value, options)}.")
-
-
-def at_least(minimum: float, **settings: float) -> None:
+def at_least_one(**settings: int | None) -> None:
+    """Check settings of config.system that count or measure something."""
     for key, value in settings.items():
-        if value < minimum:
-            raise UserError(f"config.system.{key} is {value}; it is at least {minimum}.")
+        at_least(f"config.system.{key}", value, 1)
 
 
-def label_vectors(meta: Meta, system: str) -> np.ndarray:
-    """The data set's label vectors (l e), or a sentence that says how to give some."""
+def not_negative(**settings: float) -> None:
+    for key, value in settings.items():
+        at_least(f"config.system.{key}", value, 0)
+
+
+def half(width: int, hidden: int | None) -> int:
+    """`hidden`, or half of `width` where it is None."""
+    return max(width // 2, 1) if hidden is None else hidden
+
+
+def label_vectors(meta: Meta, system: str) -> Float[np.ndarray, "l e"]:
+    """The data set's label vectors.
+
+    Raises:
+      UserError: it has none; the sentence says how to give some.
+    """
     if meta.vectors is None:
         raise UserError(
             f"{system} looks for labels by their vectors and {meta.name!r} has none; set config.vectors to 'glove'"
@@ -167,8 +179,11 @@ def label_vectors(meta: Meta, system: str) -> np.ndarray:
     return meta.vectors
 
 
-def graph(meta: Meta, source: str = "labels") -> np.ndarray:
-    """The label graph, A_ij = P(j | i) = images with both known / images with i known, A_ii = 1: (l l) float32.
+def graph(meta: Meta, source: str = "labels") -> Float[np.ndarray, "l l"]:
+    """The label graph, A_ij = P(j | i) = images with both known / images with i known, A_ii = 1, in float32.
+
+    It is computed, or read, once for the same metadata and source, so that modules may ask for it whenever they are
+    cloned.
 
     Args:
       meta: of the training split; a label that is not observed counts nowhere. Without rows, as in a converted run
@@ -178,34 +193,49 @@ def graph(meta: Meta, source: str = "labels") -> np.ndarray:
       UserError: the file cannot be read or has another size.
     Differs from the authors' code (HCP-MLR-PL): a class without a known positive has no edges, where theirs is NaN.
     """
-    size = meta.num_labels
     if source == "none":
-        return np.eye(size, dtype=np.float32)
-    if source != "labels":
-        return _graph_file(Path(source).expanduser(), size)
+        return np.eye(meta.num_labels, dtype=np.float32)
+    if source == "labels":
+        return _label_graph(meta)
+    path = Path(source).expanduser()
+    return _graph_file(path, meta.num_labels, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _label_graph(meta: Meta) -> np.ndarray:
+    size = meta.num_labels
     if not len(meta.labels):
-        return np.full((size, size), np.nan, np.float32)
+        return _fixed(np.full((size, size), np.nan, np.float32))
     counts, nums = label_data.cooccurrence(meta.labels, meta.observed)
     if size > 1 and not counts.any():
         log.warning("%s has no image with two known labels: the label graph has no edges.", meta.name)
     edges = counts / np.maximum(nums, 1)[:, None]
     np.fill_diagonal(edges, 1.0)
-    return edges.astype(np.float32)
+    return _fixed(edges.astype(np.float32))
 
 
-def _graph_file(path: Path, size: int) -> np.ndarray:
+@lru_cache(maxsize=4)
+def _graph_file(path: Path, size: int, changed: int) -> np.ndarray:
+    """The graph in a file; `changed` is when the file was written."""
+    del changed
     try:
         edges = np.asarray(np.load(path, allow_pickle=False), np.float32)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"config.system.graph is {str(path)!r}, which is neither 'labels' nor 'none' nor a .npy file ({error})."
+            f"config.system.graph is {str(path)!r}, which cannot be read ({error}); expected 'labels', 'none' or a .npy"
+            " file."
         ) from error
     if edges.shape != (size, size) or not np.isfinite(edges).all():
         raise UserError(
-            f"The label graph {str(path)!r} has the shape {edges.shape} or values that are not finite; {size} x {size}"
-            " numbers are wanted."
+            f"The label graph {str(path)!r} has the shape {edges.shape} or values that are not finite; expected"
+            f" {size} x {size} finite numbers."
         )
-    return edges
+    return _fixed(edges)
+
+
+def _fixed(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
 
 
 # --- names of the authors' state dicts -------------------------------------------------------------------------------
@@ -213,14 +243,14 @@ def _graph_file(path: Path, size: int) -> np.ndarray:
 
 def published_decoupling(names: Names, prefix: str, fields: tuple[str, str, str, str]) -> dict[str, Any]:
     """The parameters of `SemanticPooling`."""
-    return {own: names.linear(f"{prefix}.{name}") for own, name in zip(("image", "word", "joint", "score"), fields)}
+    return {ours: names.linear(f"{prefix}.{name}") for ours, name in zip(("image", "word", "joint", "score"), fields)}
 
 
 def published_classifier(names: Names, gates: dict[str, str], output: str) -> dict[str, Any]:
     """The parameters of `GraphClassifier`; `gates` says what "update_w" and its neighbours are called."""
     classifier = {"kernel": names.array("classifiers.weight"), "bias": names.array("classifiers.bias")}
     return {
-        "graph": {own: names.linear(name) for own, name in gates.items()},
+        "graph": {ours: names.linear(theirs) for ours, theirs in gates.items()},
         "output": names.linear(output),
         "classifier": classifier,
     }
@@ -230,9 +260,9 @@ def published_hcp(names: Names) -> dict[str, Any]:
     """Everything that SST and SARB have in common in HCP-MLR-PL's state dicts, the two matrices once."""
     graph = names.array("inMatrix")
     for name in ("outMatrix", "GraphNeuralNetwork.inMatrix", "GraphNeuralNetwork.outMatrix"):
-        wanted = graph.T if "out" in name else graph
-        if not np.allclose(names.array(name), wanted, atol=1e-6):
-            raise UserError(f"{name!r} of the weights is not the label graph {'transposed' if 'out' in name else ''}.")
+        expected, how = (graph.T, " transposed") if "out" in name else (graph, "")
+        if not np.allclose(names.array(name), expected, atol=1e-6):
+            raise UserError(f"{name!r} of the weights is not the label graph{how}; expected a file of SST or SARB.")
     pooling = published_decoupling(names, "SemanticDecoupling", ("fc1", "fc2", "fc3", "fc4"))
     decoupling, stats = {"pooling": pooling}, {}
     if "changeChannel.0.weight" in names:

@@ -3,7 +3,7 @@
 Feature map -> tokens -> (token self-attention) -> one query per label attends to the tokens -> (label self-attention)
 -> label features -> one classifier per label, and a projector whose unit vectors the contrastive loss compares.
 
-The paper has only the attention of the queries; the released code has all of it. Both are settings of `mulcon`.
+The paper has only the attention of the queries; the released code has all of it. Both are settings of `MulCon`.
 """
 
 import re
@@ -14,19 +14,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from mljax import parallel
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, at_least, one_of
 from mljax.layers import attention_maps, encode, final, layer_norm, tokens
 from mljax.losses.contrastive import hard_negatives, label_contrastive, supervised_contrastive
 from mljax.losses.criterion import Criterion
 from mljax.losses.partial import unit
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
-
-LEVELS = ("label", "image")
-SCALES = ("width", "heads", "none")
-QUERIES = ("xavier", "normal")
 
 
 class AttentionBlock(nn.Module):
@@ -50,8 +47,10 @@ class AttentionBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, query: jax.Array, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(b q d), (b n e) -> (b q width) and the attention weights (b k q n)."""
+    def __call__(
+        self, query: Float[Array, "b q d"], memory: Float[Array, "b n e"]
+    ) -> tuple[Float[Array, "b q {self.width}"], Float[Array, "b {self.heads} q n"]]:
+        """The updated queries and the attention weights."""
         if self.width % self.heads:
             raise UserError(f"{self.heads} heads do not divide the width {self.width}; choose a divisor of it.")
         size = self.width // self.heads
@@ -75,7 +74,7 @@ class AttentionBlock(nn.Module):
 
 
 class LabelAttention(nn.Module):
-    """The authors' netA: tokens (b n d) -> one feature per label (b l width) and where it came from (b k l n)."""
+    """The authors' netA: tokens -> one feature per label."""
 
     labels: int
     width: int
@@ -90,7 +89,10 @@ class LabelAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b {self.labels} {self.width}"], Float[Array, "b {self.heads} {self.labels} n"]]:
+        """The features of the labels, and the attention weights over the tokens that they came from."""
         queries = self.param("queries", self._init, (self.labels, self.width)).astype(self.dtype)
         for i in range(self.token_layers):
             x, _ = self._block(x.shape[-1], f"tokens_{i}")(x, x)
@@ -111,26 +113,26 @@ class LabelAttention(nn.Module):
 
 
 class Classifiers(nn.Module):
-    """One linear classifier per label, (b l d) -> (b l) float32; normal weights, biases 0."""
+    """One linear classifier per label, in float32; normal weights, biases 0."""
 
     std: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l"]:
         kernel = self.param("kernel", nn.initializers.normal(self.std), x.shape[1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[1:2])
         return jnp.einsum("bld,ld->bl", x.astype(jnp.float32), kernel) + bias[None]
 
 
 class Projector(nn.Module):
-    """Dense, ReLU, dense, unit length: (.. d) -> (.. embedding) float32."""
+    """Dense, ReLU, dense, unit length, in float32."""
 
     embedding: int
     std: float
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.embedding}"]:
         init = nn.initializers.normal(self.std)
         y = nn.relu(nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="hidden")(x))
         y = nn.Dense(self.embedding, dtype=self.dtype, kernel_init=init, name="out")(y)
@@ -138,28 +140,68 @@ class Projector(nn.Module):
 
 
 class MulCon(nn.Module):
-    """The network and its loss; settings are explained at `mulcon`, which builds it."""
+    """MulCon for a data set; the defaults are the released code's.
+
+    Attributes:
+      level: what is embedded and contrasted: every "label" of an image, or the "image" itself: average-pooled
+        features, one linear classifier and image embeddings, where images that share labels are positives, as often
+        as they share one (the ablation's rows; what its authors count as positive is not known).
+      width: of label features; the heads must divide it.
+      heads: of every attention block; they must divide the backbone's width too, where there are token layers.
+      token_layers: self-attention blocks over image tokens (code 2, paper 0).
+      label_layers: self-attention blocks over label features (code 1, paper 0).
+      norm, relu: LayerNorm and ReLU in the blocks (code), or not (paper).
+      scale: of attention scores: by the full "width" (code), by "heads", or "none" (as the paper writes it).
+      queries: initial label queries: "xavier" (code) or "normal" (paper).
+      embedding_width: of the projected unit vectors.
+      contrast: weight of the contrastive loss (code 0.5, paper 0.1); 0: none, no projector, and one view is enough (all
+        views that a batch holds are classified).
+      how: the loss takes the "mean" over anchors (code) or their "sum" (paper).
+      temperature: of the contrastive softmax.
+      denominator: fill up the contrasted entries to so many of the whole batch with the inactive ones of the highest
+        logits (the code's option; 0: none).
+      std: of the normal initial weights.
+
+    Reference: Dao et al., "Contrastively Enforcing Distinctiveness for Multi-Label Image Classification", 2023.
+    Differs from the authors' code: unobserved labels are neither anchors nor contrasted with; label embeddings of all
+    devices are gathered, so that the loss is the global batch's (theirs is a device's); without the contrastive term
+    no projector exists, as in their first step.
+    """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    level: str
-    width: int
-    heads: int
-    token_layers: int
-    label_layers: int
-    norm: bool
-    relu: bool
-    scale: str
-    queries: str
-    embedding_width: int
-    contrast: float
-    how: str
-    temperature: float
-    denominator: int
-    std: float
+    meta: Meta
+    level: str = "label"
+    width: int = 1024
+    heads: int = 4
+    token_layers: int = 2
+    label_layers: int = 1
+    norm: bool = True
+    relu: bool = True
+    scale: str = "width"
+    queries: str = "xavier"
+    embedding_width: int = 128
+    contrast: float = 0.5
+    how: str = "mean"
+    temperature: float = 0.2
+    denominator: int = 0
+    std: float = 0.02
     dtype: Any = jnp.float32
     axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.level", self.level, ("label", "image"))
+        one_of("config.system.scale", self.scale, ("width", "heads", "none"))
+        one_of("config.system.queries", self.queries, ("xavier", "normal"))
+        one_of("config.system.how", self.how, ("mean", "sum"))
+        at_least("config.system.contrast", self.contrast, 0)
+        at_least("config.system.denominator", self.denominator, 0)
+        if self.denominator and self.level == "image":
+            raise UserError("config.system.denominator counts label embeddings and level='image' has none; leave it 0.")
+        for key, value in (("temperature", self.temperature), ("std", self.std)):
+            if value <= 0:
+                raise UserError(f"config.system.{key} is {value}; expected a number above 0.")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -168,10 +210,10 @@ class MulCon(nn.Module):
         project = Projector(self.embedding_width, self.std, self.dtype, name="projector") if self.contrast else None
         if self.level == "image":
             x = feature_map.astype(jnp.float32).mean((1, 2))
-            logits = nn.Dense(self.labels, kernel_init=nn.initializers.normal(self.std), name="classifier")(x)
+            logits = nn.Dense(self.meta.num_labels, kernel_init=nn.initializers.normal(self.std), name="classifier")(x)
             return Outputs(logits=logits, extra={"embeddings": project(x)} if project else {})
         x, weights = LabelAttention(
-            self.labels, self.width, self.heads, self.token_layers, self.label_layers, self.norm, self.relu,
+            self.meta.num_labels, self.width, self.heads, self.token_layers, self.label_layers, self.norm, self.relu,
             self.scale, self.queries, self.std, self.dtype, name="attention",
         )(tokens(feature_map))  # fmt: skip
         return Outputs(
@@ -194,8 +236,8 @@ class MulCon(nn.Module):
         terms = {"classification": classification, "contrast": contrast}
         return classification + self.contrast * contrast, terms
 
-    def contrastive(self, out: Outputs, batch: Batch) -> jax.Array:
-        """The contrastive loss of the global batch, (), before its weight."""
+    def contrastive(self, out: Outputs, batch: Batch) -> Float[Array, ""]:
+        """The contrastive loss of the global batch, before its weight."""
         assert out.extra is not None
         mask: Any = batch["mask"][:, None]
         known = batch["observed"] * mask
@@ -227,80 +269,10 @@ def every_view(batch: Batch) -> dict[str, Any]:
     return rest | {"endpoints" if isinstance(views, Mapping) else "image": flat}
 
 
-def mulcon(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    level: str = "label",
-    width: int = 1024,
-    heads: int = 4,
-    token_layers: int = 2,
-    label_layers: int = 1,
-    norm: bool = True,
-    relu: bool = True,
-    scale: str = "width",
-    queries: str = "xavier",
-    embedding_width: int = 128,
-    contrast: float = 0.5,
-    how: str = "mean",
-    temperature: float = 0.2,
-    denominator: int = 0,
-    std: float = 0.02,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> MulCon:
-    """MulCon for a data set; the defaults are the released code's.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the classification loss, and the facts of the training split.
-      level: what is embedded and contrasted: every "label" of an image, or the "image" itself: average-pooled
-        features, one linear classifier and image embeddings, where images that share labels are positives, as often
-        as they share one (the ablation's rows; what its authors count as positive is not known).
-      width: of label features; the heads must divide it.
-      heads: of every attention block; they must divide the backbone's width too, where there are token layers.
-      token_layers: self-attention blocks over image tokens (code 2, paper 0).
-      label_layers: self-attention blocks over label features (code 1, paper 0).
-      norm, relu: LayerNorm and ReLU in the blocks (code), or not (paper).
-      scale: of attention scores: by the full "width" (code), by "heads", or "none" (as the paper writes it).
-      queries: initial label queries: "xavier" (code) or "normal" (paper).
-      embedding_width: of the projected unit vectors.
-      contrast: weight of the contrastive loss (code 0.5, paper 0.1); 0: none, no projector, and one view is enough (all
-        views that a batch holds are classified).
-      how: the loss takes the "mean" over anchors (code) or their "sum" (paper).
-      temperature: of the contrastive softmax.
-      denominator: fill up the contrasted entries to so many of the whole batch with the inactive ones of the highest
-        logits (the code's option; 0: none).
-      std: of the normal initial weights.
-    Raises:
-      UserError: an unknown choice, or a number out of range.
-    Reference: Dao et al., "Contrastively Enforcing Distinctiveness for Multi-Label Image Classification", 2023.
-    Differs from the authors' code: unobserved labels are neither anchors nor contrasted with; label embeddings of all
-    devices are gathered, so that the loss is the global batch's (theirs is a device's); without the contrastive term
-    no projector exists, as in their first step.
-    """
-    choices = (("level", level, LEVELS), ("scale", scale, SCALES), ("queries", queries, QUERIES))
-    for key, value, options in (*choices, ("how", how, ("mean", "sum"))):
-        if value not in options:
-            raise UserError(f"config.system.{key} is {value!r}{nearest(value, options)}.")
-    for key, value in (("contrast", contrast), ("denominator", denominator)):
-        if value < 0:
-            raise UserError(f"config.system.{key} is {value}; it is at least 0.")
-    if denominator and level == "image":
-        raise UserError("config.system.denominator counts label embeddings and level='image' has none; leave it 0.")
-    for key, value in (("temperature", temperature), ("std", std)):
-        if value <= 0:
-            raise UserError(f"config.system.{key} is {value}; it is above 0.")
-    return MulCon(
-        backbone, criterion, meta.num_labels, level, width, heads, token_layers, label_layers, norm, relu, scale,
-        queries, embedding_width, float(contrast), how, temperature, denominator, std, dtype, axis,
-    )  # fmt: skip
-
-
 def _block(names: Names, name: str, norm: bool) -> dict[str, Any]:
     parts = {"query": "fc_q", "key": "fc_k", "value": "fc_v", "out": "fc_o"}
-    found = {ours: names.linear(f"{name}.{theirs}") for ours, theirs in parts.items()}
-    return found | ({"norm1": names.norm(f"{name}.ln0"), "norm2": names.norm(f"{name}.ln1")} if norm else {})
+    params = {ours: names.linear(f"{name}.{theirs}") for ours, theirs in parts.items()}
+    return params | ({"norm1": names.norm(f"{name}.ln0"), "norm2": names.norm(f"{name}.ln1")} if norm else {})
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
@@ -313,8 +285,8 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         attention[f"tokens_{i}"] = _block(names, f"netA.sab{i + 1}.mab", system.norm)
     for i in range(system.label_layers):
         attention[f"labels_{i}"] = _block(names, f"netA.sab{system.token_layers + i + 1}.mab", system.norm)
-    kernels = [names.array(f"netC_{i}.weight")[0] for i in range(system.labels)]
-    biases = [names.array(f"netC_{i}.bias")[0] for i in range(system.labels)]
+    kernels = [names.array(f"netC_{i}.weight")[0] for i in range(system.meta.num_labels)]
+    biases = [names.array(f"netC_{i}.bias")[0] for i in range(system.meta.num_labels)]
     params = {"attention": attention, "classifier": {"kernel": np.stack(kernels), "bias": np.stack(biases)}}
     if not system.contrast:
         names.ignore(r"netP\..*")
@@ -331,4 +303,4 @@ def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 PUBLISHED = Published(_convert, trunk="netE.", rename=_renamed, files=r"net_([EAP]|C_\d+)\.pth$")
-NAMES = {"mulcon": mulcon}
+NAMES = {"mulcon": MulCon}

@@ -10,8 +10,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, at_least, one_of
 from mljax.layers import (
     INITS,
     AttentionLayer,
@@ -50,9 +51,15 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, query: jax.Array, memory: jax.Array, position: jax.Array, *, train: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """x (b l d), label embeddings (1 l d), memory (b n d), positions (1 n d) -> (b l d), weights (b k l n)."""
+        self,
+        x: Float[Array, "b l d"],
+        query: Float[Array, "1 l d"],
+        memory: Float[Array, "b n d"],
+        position: Float[Array, "1 n d"],
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b k l n"]]:
+        """Label features and the label embeddings added to them as positions -> features, attention to the image."""
         if self.self_attention:
             labels = x + query
             attended, _ = MultiHeadAttention(
@@ -68,21 +75,56 @@ class DecoderLayer(nn.Module):
 
 
 class Query2Label(nn.Module):
-    """The network; settings are explained at `query2label`, which builds it."""
+    """Query2Label for a data set; the defaults are those of the released checkpoints, but `initial`.
+
+    A frozen stem is the backbone's `frozen="stem,layer1"`; the released ResNets have `norm="frozen"` besides.
+
+    Attributes:
+      width: d of the transformer. None: the channels of the backbone, without an input projection, as released; a
+        number keeps the projection (a 1x1 convolution) to that many, also where the backbone has as many.
+      heads: k; must divide d, which is checked with the first batch where d is the backbone's.
+      ffn: hidden features of the feed-forward parts; None: 4 d (the released ResNet-101: 8192 = 4 * 2048).
+      encoder_layers: of self-attention among positions; 0 for none.
+      decoder_layers: at least 1.
+      self_attention: in which decoder layers the labels attend to each other: "none" (released), "first", "others"
+        (all but the first) or "all". In the first layer its values are zero before their bias, so that it adds the
+        same to all labels and its queries and keys get no gradient.
+      dropout: in attention weights, after attention, and in the feed-forward parts.
+      initial: how the transformer's matrices start: "xavier", or "stacked" as released; see `layers.AttentionLayer`.
+
+    Reference: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification", arXiv 2107.10834,
+      section 3.2 and eq. 1 to 4. Positions: `mljax.layers.sine_position`, for the map that there is.
+    Differs from the authors' code: positions are computed for any map (theirs are a buffer for one image size); the
+      loss is not multiplied by 1000.
+    """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    width: int | None
-    heads: int
-    ffn: int | None
-    encoder_layers: int
-    decoder_layers: int
-    self_attention: str
-    dropout: float
-    initial: str
+    meta: Meta
+    width: int | None = None
+    heads: int = 4
+    ffn: int | None = None
+    encoder_layers: int = 1
+    decoder_layers: int = 2
+    self_attention: str = "none"
+    dropout: float = 0.1
+    initial: str = "xavier"
     dtype: Any = jnp.float32
     axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.self_attention", self.self_attention, SELF_ATTENTION)
+        one_of("config.system.initial", self.initial, INITS)
+        for key, minimum in (("width", 4), ("heads", 1), ("ffn", 1), ("encoder_layers", 0), ("decoder_layers", 1)):
+            at_least(f"config.system.{key}", getattr(self, key), minimum)
+        if self.width is not None and self.width % 4:
+            raise UserError(f"config.system.width is {self.width}; 2-D sine positions need a multiple of 4.")
+        if self.width is not None and self.width % self.heads:
+            raise UserError(
+                f"config.system.heads={self.heads} do not divide config.system.width={self.width}; choose a divisor of"
+                " it."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
@@ -92,6 +134,7 @@ class Query2Label(nn.Module):
         """
         feature_map = final(encode(self.backbone, batch, train=train)).astype(self.dtype)
         b, height, width, channels = feature_map.shape
+        labels = self.meta.num_labels
         memory, d = tokens(feature_map), self.width or channels
         if self.width is not None:
             memory = nn.Dense(d, dtype=self.dtype, name="projection")(memory)
@@ -101,9 +144,9 @@ class Query2Label(nn.Module):
         for i in range(self.encoder_layers):
             layer = AttentionLayer(**sizes, dtype=self.dtype, name=f"encoder_{i}")
             memory, _ = layer(memory, query_position=position, key_position=position, train=train)
-        query = self.param("queries", nn.initializers.normal(1.0), (self.labels, d), jnp.float32)
+        query = self.param("queries", nn.initializers.normal(1.0), (labels, d), jnp.float32)
         query = query.astype(self.dtype)[None]
-        x, weights = jnp.zeros((b, self.labels, d), self.dtype), jnp.zeros(())
+        x, weights = jnp.zeros((b, labels, d), self.dtype), jnp.zeros(())
         for i in range(self.decoder_layers):
             layer = DecoderLayer(
                 **sizes, self_attention=attends(self.self_attention, i), dtype=self.dtype, name=f"decoder_{i}"
@@ -127,73 +170,13 @@ def attends(self_attention: str, layer: int) -> bool:
     return self_attention == "all" or self_attention == ("others" if layer else "first")
 
 
-def query2label(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    width: int | None = None,
-    heads: int = 4,
-    ffn: int | None = None,
-    encoder_layers: int = 1,
-    decoder_layers: int = 2,
-    self_attention: str = "none",
-    dropout: float = 0.1,
-    initial: str = "xavier",
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> Query2Label:
-    """Query2Label for a data set; the defaults are those of the released checkpoints, but `initial`.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split. A frozen stem is
-        the backbone's `frozen="stem,layer1"`; the released ResNets have `norm="frozen"` besides.
-      width: d of the transformer. None: the channels of the backbone, without an input projection, as released; a
-        number keeps the projection (a 1x1 convolution) to that many, also where the backbone has as many.
-      heads: k; must divide d.
-      ffn: hidden features of the feed-forward parts; None: 4 d (the released ResNet-101: 8192 = 4 * 2048).
-      encoder_layers: of self-attention among positions; 0 for none.
-      decoder_layers: at least 1.
-      self_attention: in which decoder layers the labels attend to each other: "none" (released), "first", "others"
-        (all but the first) or "all". In the first layer its values are zero before their bias, so that it adds the
-        same to all labels and its queries and keys get no gradient.
-      dropout: in attention weights, after attention, and in the feed-forward parts.
-      initial: how the transformer's matrices start: "xavier", or "stacked" as released; see `layers.AttentionLayer`.
-    Raises:
-      UserError: an unknown choice or a number out of range; heads that do not divide d are found at the first batch.
-    Reference: Liu et al., "Query2Label: A Simple Transformer Way to Multi-Label Classification", arXiv 2107.10834,
-      section 3.2 and eq. 1 to 4. Positions: `mljax.layers.sine_position`, for the map that there is.
-    Differs from the authors' code: positions are computed for any map (theirs are a buffer for one image size); the
-      loss is not multiplied by 1000.
-    """
-    if self_attention not in SELF_ATTENTION:
-        raise UserError(f"config.system.self_attention is {self_attention!r}{nearest(self_attention, SELF_ATTENTION)}.")
-    if initial not in INITS:
-        raise UserError(f"config.system.initial is {initial!r}{nearest(initial, INITS)}.")
-    least = {"width": (width, 4), "heads": (heads, 1), "ffn": (ffn, 1)}
-    least |= {"encoder_layers": (encoder_layers, 0), "decoder_layers": (decoder_layers, 1)}
-    for key, (value, low) in least.items():
-        if value is not None and value < low:
-            raise UserError(f"config.system.{key} is {value}; give at least {low}.")
-    if width is not None and width % 4:
-        raise UserError(f"config.system.width is {width}; 2-D sine positions need a multiple of 4.")
-    if width is not None and width % heads:
-        raise UserError(
-            f"config.system.heads={heads} do not divide config.system.width={width}; choose a divisor of it."
-        )
-    return Query2Label(
-        backbone, criterion, meta.num_labels, width, heads, ffn, encoder_layers, decoder_layers, self_attention,
-        dropout, initial, dtype, axis,
-    )  # fmt: skip
-
-
 # --- released checkpoints ---------------------------------------------------------------------------------------------
 
 ENCODER, DECODER = "transformer.encoder.layers.", "transformer.decoder.layers."
 
 
 def _settings(names: Names, system: Query2Label) -> dict[str, Any]:
-    """The settings of `query2label` that a released file was made with, from its names and shapes."""
+    """The settings of `Query2Label` that a released file was made with, from its names and shapes."""
     layers = names.count(DECODER)
     attending = [f"{DECODER}{i}.self_attn.in_proj_weight" in names for i in range(layers)]
     fits = [kind for kind in SELF_ATTENTION if attending == [attends(kind, i) for i in range(layers)]]
@@ -211,10 +194,10 @@ def _check(names: Names, system: Query2Label) -> None:
     """UserError if the file was made with other settings than the system."""
     d = names.array("query_embed.weight").shape[1]
     for key, value in _settings(names, system).items():
-        own = getattr(system, key)
-        if (4 * d if key == "ffn" and own is None else own) != value:
+        ours = getattr(system, key)
+        if (4 * d if key == "ffn" and ours is None else ours) != value:
             raise UserError(
-                f"The weights were made with config.system.{key}={value!r} and the config has {own!r}; change it."
+                f"The weights were made with config.system.{key}={value!r} and the config has {ours!r}; change it."
             )
 
 
@@ -244,8 +227,8 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         start = f"{DECODER}{i}"
         params[f"decoder_{i}"] = {"cross": _layer(names, start, "multihead_attn", ("norm2", "norm3"))}
         if attends(system.self_attention, i):
-            own = {"self_attention": names.attention(f"{start}.self_attn"), "self_norm": names.norm(f"{start}.norm1")}
-            params[f"decoder_{i}"] |= own
+            params[f"decoder_{i}"]["self_attention"] = names.attention(f"{start}.self_attn")
+            params[f"decoder_{i}"]["self_norm"] = names.norm(f"{start}.norm1")
     return {"params": params}
 
 
@@ -257,4 +240,4 @@ def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 # backbone.1.pe holds the positions of one image size, which are computed here.
 PUBLISHED = Published(_convert, trunk="backbone.0.", ignored=r"backbone\.1\.pe", rename=_rename)
-NAMES = {"query2label": query2label}
+NAMES = {"query2label": Query2Label}

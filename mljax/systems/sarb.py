@@ -9,85 +9,129 @@ Exact: HCPLab-SYSU/HCP-MLR-PL, with the two options below.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from mljax.errors import one_of
 from mljax.layers import constant, encode, final
 from mljax.losses import contrastive
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._prototypes import prototypes
-from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
-
-BLENDS = ("both", "instance", "prototype", "none")
 
 
 class Blend(NamedTuple):
-    """Blended label features (b l d) and what to train them on: labels (b l) in [0, 1], observed (b l)."""
+    """Blended label features and what to train them on: labels in [0, 1], and which of them are known."""
 
-    features: jax.Array
-    labels: jax.Array
-    observed: jax.Array
+    features: Float[Array, "b l d"]
+    labels: Float[Array, "b l"]
+    observed: Float[Array, "b l"]
 
 
 class SARB(nn.Module):
-    """The network; settings are explained at `sarb`, which builds it.
+    """SARB for a data set with label vectors.
 
-    Label features are those before propagation (b l d). `extra`: `propagated` (b l d).
+    The classification loss must take soft labels; the authors' is BCE, mean over known labels. Label features are those
+    before propagation (b l d). `extra`: `propagated` (b l d).
+
+    Attributes:
+      width, hidden, output, steps, pool, graph: as in SST.
+      blends: "both", or for the ablations "instance", "prototype" or "none".
+      contrast: weight of the contrastive loss, which grows from 0 over the first epoch.
+      count: prototypes per label.
+      start: epoch from which on there are blends.
+      every: epochs from one computation of prototypes to the next.
+      target_gradient: whether alpha and beta learn through their targets too, as in the authors' code, where raising
+        them lowers the target; else through the features alone.
+      blend_known: whether an image without any unknown label has its first label blended, as in the authors' code.
+
+    Reference: Pu et al., "Semantic-Aware Representation Blending for Multi-Label Image Recognition with Partial
+    Labels", AAAI 2022.
+    Differs from the authors' code, besides the two options: prototypes come from images as the evaluation sees them,
+    not from augmented ones, and from one start of k-means; a label without known positives has none and is not
+    blended (theirs fails); alpha and beta are cut in the forward pass, not in place; padding is left out.
     """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    adjacency: Constant
-    vectors: Constant
-    positives: Constant
-    width: int
-    hidden: int
-    output: int
-    steps: int
-    pool: int
-    blends: str
-    contrast: float
-    count: int
-    start: int
-    every: int
-    target_gradient: bool
-    blend_known: bool
+    meta: Meta
     steps_per_epoch: int
+    width: int = 1024
+    hidden: int | None = None
+    output: int | None = None
+    steps: int = 3
+    pool: int = 2
+    graph: str = "labels"
+    blends: str = "both"
+    contrast: float = 0.05
+    count: int = 10
+    start: int = 5
+    every: int = 5
+    target_gradient: bool = False
+    blend_known: bool = False
     dtype: Any = jnp.float32
     axis: str | None = None
 
+    def __post_init__(self) -> None:
+        one_of("config.system.blends", self.blends, ("both", "instance", "prototype", "none"))
+        _semantic.not_negative(steps=self.steps, contrast=self.contrast, start=self.start)
+        _semantic.at_least_one(
+            pool=self.pool, count=self.count, every=self.every, width=self.width, hidden=self.hidden, output=self.output
+        )
+        _semantic.label_vectors(self.meta, "SARB")
+        _semantic.graph(self.meta, self.graph)  # says early what is wrong with it
+        super().__post_init__()
+
+    @property
+    def blends_instances(self) -> bool:
+        return self.blends in ("both", "instance")
+
+    @property
+    def blends_prototypes(self) -> bool:
+        return self.blends in ("both", "prototype")
+
+    @property
+    def positives(self) -> UInt8[np.ndarray, "N l"]:
+        """1 for the known positives of the training split."""
+        return self.meta.labels * self.meta.observed
+
     def setup(self) -> None:
         self.decoupling = _semantic.Decoupling(
-            self.labels, self.width, self.hidden, self.pool, "semantic", self.dtype, self.axis
-        )
-        self.head = _semantic.GraphClassifier(self.output, self.steps, dtype=self.dtype)
-        self.graph = constant(self, "adjacency", self.adjacency)
-        self.words = constant(self, "vectors", self.vectors)
-        if self.blends in ("both", "instance"):
+            self.meta.num_labels, self.width, _semantic.half(self.width, self.hidden), self.pool, "semantic",
+            self.dtype, self.axis,
+        )  # fmt: skip
+        output = self.width if self.output is None else self.output
+        self.head = _semantic.GraphClassifier(output, self.steps, dtype=self.dtype)
+        self.edges = constant(self, "adjacency", partial(_semantic.graph, self.meta, self.graph))
+        self.words = constant(self, "vectors", partial(_semantic.label_vectors, self.meta, "SARB"))
+        if self.blends_instances:
             self.alpha = self.param("alpha", nn.initializers.constant(0.5), ())
-        if self.blends in ("both", "prototype"):
+        if self.blends_prototypes:
             self.beta = self.param("beta", nn.initializers.constant(0.5), ())
-            shape = (self.labels, self.count, self.width)
+            shape = (self.meta.num_labels, self.count, self.width)
             self.prototypes = self.variable("memory", "prototypes", jnp.zeros, shape, jnp.float32)
 
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         feature_map = final(encode(self.backbone, batch, train=train))
         features, attention = self.decoupling(feature_map, self.words, train=train)
-        logits, propagated = self.head(features, self.graph)
+        logits, propagated = self.head(features, self.edges)
         return Outputs(logits, features, attention, {"propagated": propagated})
 
-    def classify(self, features: jax.Array) -> jax.Array:
-        """Logits (b l) of label features (b l d), blended or not."""
-        return self.head(features, self.graph)[0]
+    def classify(self, features: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+        """Logits of label features, blended or not."""
+        return self.head(features, self.edges)[0]
 
-    def instance_blend(self, features: jax.Array, labels: jax.Array, observed: jax.Array) -> Blend:
+    def instance_blend(
+        self, features: Float[Array, "b l d"], labels: Float[Array, "b l"], observed: Float[Array, "b l"]
+    ) -> Blend:
         """Unknown labels that the partner has: F' = a F + (1-a) F_partner, target 1-a (eq. 1, 2).
 
         The partner is the image at the same place of the batch reversed, over all devices.
@@ -97,18 +141,22 @@ class SARB(nn.Module):
         return self._blend(features, theirs, labels, observed, chosen, self.alpha)
 
     def prototype_blend(
-        self, features: jax.Array, labels: jax.Array, observed: jax.Array, index: jax.Array, uniform: jax.Array
+        self,
+        features: Float[Array, "b l d"],
+        labels: Float[Array, "b l"],
+        observed: Float[Array, "b l"],
+        index: Int[Array, ""],
+        uniform: Float[Array, "b l"],
     ) -> Blend:
         """One unknown label of each image: F' = b F + (1-b) P, target 1-b, P the label's prototype `index`.
 
         Args:
-          features: (b l d). labels, observed: (b l).
-          index: () int, of the prototype of every label.
-          uniform: (b l) in [0, 1): the unknown label of the highest number is chosen, of those with prototypes.
+          index: of the prototype of every label.
+          uniform: in [0, 1): the unknown label of the highest number is chosen, of those with prototypes.
         """
         stored = self.prototypes.value
         usable = (observed == 0) & jnp.any(stored != 0, axis=(1, 2))[None]
-        chosen = nn.one_hot(jnp.argmax(jnp.where(usable, uniform, 0), axis=1), self.labels) > 0
+        chosen = nn.one_hot(jnp.argmax(jnp.where(usable, uniform, 0), axis=1), self.meta.num_labels) > 0
         if not self.blend_known:
             chosen = chosen & usable
         theirs = jnp.broadcast_to(stored[:, index].astype(features.dtype)[None], features.shape)
@@ -116,20 +164,20 @@ class SARB(nn.Module):
 
     def _blend(
         self,
-        own: jax.Array,
-        other: jax.Array,
-        labels: jax.Array,
-        observed: jax.Array,
-        chosen: jax.Array,
-        share: jax.Array,
+        features: Float[Array, "b l d"],
+        other: Float[Array, "b l d"],
+        labels: Float[Array, "b l"],
+        observed: Float[Array, "b l"],
+        chosen: Bool[Array, "b l"],
+        share: Float[Array, ""],
     ) -> Blend:
-        """share * own + (1 - share) * other where chosen, with the target 1 - share; `share` is kept in [0, 1]."""
+        """share * features + (1 - share) * other where chosen, with the target 1 - share; `share` is kept in [0, 1]."""
         # the gradient passes the bounds, as it does in the authors' code, which cuts the parameter itself
         share = share + jax.lax.stop_gradient(jnp.clip(share, 0, 1) - share)
         target = 1 - (share if self.target_gradient else jax.lax.stop_gradient(share))
-        weight = jnp.where(chosen, share, 1)[..., None].astype(own.dtype)
+        weight = jnp.where(chosen, share, 1)[..., None].astype(features.dtype)
         known = jnp.where(chosen, (target > 0).astype(observed.dtype), observed)  # a target of 0 is an unknown one
-        return Blend(weight * own + (1 - weight) * other, jnp.where(chosen, target, labels), known)
+        return Blend(weight * features + (1 - weight) * other, jnp.where(chosen, target, labels), known)
 
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """BCE of the image, of its instance blend and of its prototype blend, plus the weighted contrastive loss."""
@@ -140,34 +188,33 @@ class SARB(nn.Module):
         terms = {"bce": self.criterion(out.logits, batch, axis=self.axis)}
         if self.contrast:
             ramp = jnp.minimum(step.astype(jnp.float32) / self.steps_per_epoch, 1)
-            found = contrastive.cross_image(features, labels, known, key=key, axis=self.axis)
-            terms["contrast"] = self.contrast * ramp * found
-        begun = step // self.steps_per_epoch >= self.start
-        if self.blends in ("both", "instance"):
+            contrast = contrastive.cross_image(features, labels, known, key=key, axis=self.axis)
+            terms["contrast"] = self.contrast * ramp * contrast
+        started = step // self.steps_per_epoch >= self.start
+        if self.blends_instances:
             # padding has nothing to give
             blend = self.instance_blend(features, labels * batch["mask"][:, None], observed)
-            terms["instance"] = self._blend_loss(blend, batch, begun)
-        if self.blends in ("both", "prototype"):
+            terms["instance"] = self._blend_loss(blend, batch, started)
+        if self.blends_prototypes:
             index = jax.random.randint(jax.random.fold_in(key, 0), (), 0, self.count)
-            draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i + 1), (self.labels,)))
+            draw = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i + 1), (self.meta.num_labels,)))
             blend = self.prototype_blend(features, labels, observed, index, draw(batch["index"]))
-            terms["prototype"] = self._blend_loss(blend, batch, begun)
+            terms["prototype"] = self._blend_loss(blend, batch, started)
         return sum(terms.values(), jnp.float32(0)), terms
 
-    def _blend_loss(self, blend: Blend, batch: Batch, begun: jax.Array) -> jax.Array:
+    def _blend_loss(self, blend: Blend, batch: Batch, started: Bool[Array, ""]) -> Float[Array, ""]:
         logits = self.classify(blend.features)
         loss = self.criterion(logits, batch, labels=blend.labels, observed=blend.observed, axis=self.axis)
-        return jnp.where(begun, loss, 0)
+        return jnp.where(started, loss, 0)
 
     def refresh(self, variables: Mapping[str, Any], score: Any, epoch: int) -> dict[str, Any]:
         """New prototypes before epochs start, start + every, ..: K centres of a label's known positives."""
-        if self.blends not in ("both", "prototype") or epoch < self.start or (epoch - self.start) % self.every:
+        if not self.blends_prototypes or epoch < self.start or (epoch - self.start) % self.every:
             return dict(variables)
-        entries = self.positives.value > 0
-        features = score("train", entries=entries)["label_features"]
-        of_label = np.nonzero(entries)[1]
-        found = prototypes(features.astype(np.float32), of_label, classes=self.labels, count=self.count)
-        return {**variables, "memory": {**variables["memory"], "prototypes": found}}
+        positive = self.positives > 0
+        features = score("train", entries=positive)["label_features"].astype(np.float32)
+        centres = prototypes(features, np.nonzero(positive)[1], classes=self.meta.num_labels, count=self.count)
+        return {**variables, "memory": {**variables["memory"], "prototypes": centres}}
 
 
 def _reversed(tree: Any, axis: str | None) -> Any:
@@ -182,75 +229,19 @@ def _reversed(tree: Any, axis: str | None) -> Any:
     return jax.tree.map(one, tree)
 
 
-def sarb(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    steps_per_epoch: int,
-    width: int = 1024,
-    hidden: int | None = None,
-    output: int | None = None,
-    steps: int = 3,
-    pool: int = 2,
-    graph: str = "labels",
-    blends: str = "both",
-    contrast: float = 0.05,
-    count: int = 10,
-    start: int = 5,
-    every: int = 5,
-    target_gradient: bool = False,
-    blend_known: bool = False,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> SARB:
-    """SARB for a data set with label vectors.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the classification loss (the authors': BCE, mean over known
-        labels; it must take soft labels), and the facts of the training split.
-      steps_per_epoch: of training.
-      width, hidden, output, steps, pool, graph: as in SST.
-      blends: "both", or for the ablations "instance", "prototype" or "none".
-      contrast: weight of the contrastive loss, which grows from 0 over the first epoch.
-      count: prototypes per label.
-      start: epoch from which on there are blends. every: epochs from one computation of prototypes to the next.
-      target_gradient: whether alpha and beta learn through their targets too, as in the authors' code, where raising
-        them lowers the target; else through the features alone.
-      blend_known: whether an image without any unknown label has its first label blended, as in the authors' code.
-    Raises:
-      UserError: an unknown choice, a setting out of range, no label vectors.
-    Reference: Pu et al., "Semantic-Aware Representation Blending for Multi-Label Image Recognition with Partial
-    Labels", AAAI 2022.
-    Differs from the authors' code, besides the two options: prototypes come from images as the evaluation sees them,
-    not from augmented ones, and from one start of k-means; a label without known positives has none and is not
-    blended (theirs fails); alpha and beta are cut in the forward pass, not in place; padding is left out.
-    """
-    _semantic.choice("blends", blends, BLENDS)
-    _semantic.at_least(0, steps=steps, contrast=contrast, start=start)
-    hidden = max(width // 2, 1) if hidden is None else hidden
-    output = width if output is None else output
-    _semantic.at_least(1, pool=pool, count=count, every=every, width=width, hidden=hidden, output=output)
-    return SARB(
-        backbone, criterion, meta.num_labels, Constant(_semantic.graph(meta, graph)),
-        Constant(_semantic.label_vectors(meta, "SARB")), Constant(meta.labels * meta.observed), width, hidden, output,
-        steps, pool, blends, contrast, count, start, every, target_gradient, blend_known, steps_per_epoch, dtype, axis,
-    )  # fmt: skip
-
-
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
     """The prototypes are not stored and start empty."""
     assert isinstance(system, SARB)
-    found = _semantic.published_hcp(names)
-    for own, blend in (("alpha", "instance"), ("beta", "prototype")):
-        value = names.array(own)
-        if system.blends in ("both", blend):
-            found["params"][own] = value
-    if system.blends in ("both", "prototype"):
-        shape = (system.labels, system.count, system.width)
-        found["memory"] = {"prototypes": np.zeros(shape, np.float32)}
-    return found
+    variables = _semantic.published_hcp(names)
+    for share, used in (("alpha", system.blends_instances), ("beta", system.blends_prototypes)):
+        value = names.array(share)
+        if used:
+            variables["params"][share] = value
+    if system.blends_prototypes:
+        shape = (system.meta.num_labels, system.count, system.width)
+        variables["memory"] = {"prototypes": np.zeros(shape, np.float32)}
+    return variables
 
 
 PUBLISHED = Published(_convert, trunk="backbone.")
-NAMES = {"sarb": sarb}
+NAMES = {"sarb": SARB}

@@ -14,72 +14,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from mljax.errors import UserError
+from mljax.errors import UserError, one_of
 from mljax.layers import constant, encode, final
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
-from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
-
-RESET_GATES = ("released", "fixed")
 
 
 class SSGRL(nn.Module):
-    """The network; settings are explained at `ssgrl`, which builds it.
-
-    Label features are those before propagation (b l d), d `channels` or the backbone's. `extra`: `propagated` (b l d).
-    """
-
-    backbone: nn.Module
-    criterion: Criterion
-    labels: int
-    adjacency: Constant
-    vectors: Constant
-    channels: int | None
-    width: int
-    hidden: int
-    steps: int
-    reset_gate: str
-    pool: int
-    dtype: Any = jnp.float32
-    axis: str | None = None
-
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        feature_map = final(encode(self.backbone, batch, train=train))
-        decoupling = _semantic.Decoupling(
-            self.labels, self.channels, self.hidden, self.pool, "semantic", self.dtype, self.axis, name="decoupling"
-        )
-        features, attention = decoupling(feature_map, constant(self, "vectors", self.vectors), train=train)
-        head = _semantic.GraphClassifier(self.width, self.steps, self.reset_gate, self.dtype, name="head")
-        logits, propagated = head(features, constant(self, "adjacency", self.adjacency))
-        return Outputs(logits, features, attention, {"propagated": propagated})
-
-    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del step
-        return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
-
-
-def ssgrl(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    channels: int | None = None,
-    width: int = 2048,
-    hidden: int | None = None,
-    steps: int = 3,
-    reset_gate: str = "released",
-    graph: str = "labels",
-    pool: int = 2,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> SSGRL:
     """SSGRL for a data set with label vectors.
 
-    Args:
-      backbone, criterion, meta: image -> endpoints, the loss, and the facts of the training split.
+    Label features are those before propagation (b l d), d `channels` or the backbone's. `extra`: `propagated` (b l d).
+
+    Attributes:
       channels: of label features, by a 1x1 convolution with BatchNorm as in SST; None: the backbone's, as the authors'.
       width: of what is classified.
       hidden: of the joint space of positions and label vectors; None: half of width, as the authors'.
@@ -89,22 +39,57 @@ def ssgrl(
       graph: conditional probabilities of the training "labels", "none", or a .npy file of them (l l): the authors'
         checkpoints do not hold the graph.
       pool: side of the average pooling of the map; 1: none.
-    Raises:
-      UserError: an unknown choice, a setting out of range, no label vectors, a graph of another size.
+
     Reference: Chen et al., "Learning Semantic-Specific Graph Representation for Multi-Label Image Recognition",
     ICCV 2019, eq. 1 to 10.
     Differs from the authors' code: nothing in values; see `mljax.layers.SemanticPooling` for how scores are computed.
     """
-    _semantic.choice("reset_gate", reset_gate, RESET_GATES)
-    _semantic.at_least(0, steps=steps)
-    hidden = max(width // 2, 1) if hidden is None else hidden
-    _semantic.at_least(1, pool=pool, channels=1 if channels is None else channels, width=width, hidden=hidden)
-    vectors = Constant(_semantic.label_vectors(meta, "SSGRL"))
-    adjacency = Constant(_semantic.graph(meta, graph))
-    return SSGRL(
-        backbone, criterion, meta.num_labels, adjacency, vectors, channels, width, hidden, steps, reset_gate, pool,
-        dtype, axis,
-    )  # fmt: skip
+
+    backbone: nn.Module
+    criterion: Criterion
+    meta: Meta
+    channels: int | None = None
+    width: int = 2048
+    hidden: int | None = None
+    steps: int = 3
+    reset_gate: str = "released"
+    graph: str = "labels"
+    pool: int = 2
+    dtype: Any = jnp.float32
+    axis: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("config.system.reset_gate", self.reset_gate, ("released", "fixed"))
+        _semantic.not_negative(steps=self.steps)
+        _semantic.at_least_one(pool=self.pool, channels=self.channels, width=self.width, hidden=self.hidden)
+        _semantic.label_vectors(self.meta, "SSGRL")
+        _semantic.graph(self.meta, self.graph)  # says early what is wrong with it
+        super().__post_init__()
+
+    @property
+    def adjacency(self) -> Float[np.ndarray, "l l"]:
+        """The label graph; see `_semantic.graph`."""
+        return _semantic.graph(self.meta, self.graph)
+
+    @property
+    def vectors(self) -> Float[np.ndarray, "l e"]:
+        return _semantic.label_vectors(self.meta, "SSGRL")
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        feature_map = final(encode(self.backbone, batch, train=train))
+        decoupling = _semantic.Decoupling(
+            self.meta.num_labels, self.channels, _semantic.half(self.width, self.hidden), self.pool, "semantic",
+            self.dtype, self.axis, name="decoupling",
+        )  # fmt: skip
+        features, attention = decoupling(feature_map, constant(self, "vectors", lambda: self.vectors), train=train)
+        head = _semantic.GraphClassifier(self.width, self.steps, self.reset_gate, self.dtype, name="head")
+        logits, propagated = head(features, constant(self, "adjacency", lambda: self.adjacency))
+        return Outputs(logits, features, attention, {"propagated": propagated})
+
+    def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del step
+        return self.criterion(self(batch, train=True).logits, batch, axis=self.axis), {}
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
@@ -114,9 +99,9 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         if system.reset_gate != "fixed":
             raise UserError("The weights have a reset gate of their own; set config.system.reset_gate='fixed'.")
         names.ignore(r"intra_.*")  # SST's head over pairs of labels, which its repository builds in any case
-        found = _semantic.published_hcp(names)
-        _check_channels(system, found["params"]["decoupling"])
-        return found
+        variables = _semantic.published_hcp(names)
+        _check_channels(system, variables["params"]["decoupling"])
+        return variables
     gates = {
         f"{gate}_{part}": f"graph_net.fc_eq{i}_{part}"
         for i, gate in enumerate(("update", "reset", "candidate"), 3)
@@ -127,7 +112,7 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
         names.ignore(r"graph_net\.fc_eq4_u\.(weight|bias)")
     pooling = _semantic.published_decoupling(names, "word_semantic", ("fc_1", "fc_2", "fc_3", "fc_a"))
     head = _semantic.published_classifier(names, gates, "fc_output")
-    if system.steps and np.isnan(system.adjacency.value).any():
+    if system.steps and np.isnan(system.adjacency).any():
         raise UserError(
             "The file holds no label graph; give --config.system.graph=FILE.npy, or leave out --classes with the data"
             " set here."
@@ -135,20 +120,20 @@ def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
     _check_channels(system, {"pooling": pooling})
     return {
         "params": {"decoupling": {"pooling": pooling}, "head": head},
-        "constants": {"adjacency": system.adjacency.value, "vectors": system.vectors.value},
+        "constants": {"adjacency": system.adjacency, "vectors": system.vectors},
     }
 
 
 def _check_channels(system: SSGRL, decoupling: dict[str, Any]) -> None:
     """UserError unless the file reduces the map to `channels`, or has a map of so many, as the system does."""
-    found = decoupling["pooling"]["image"]["kernel"].shape[0]
-    if system.channels not in (None, found):
+    channels = decoupling["pooling"]["image"]["kernel"].shape[0]
+    if system.channels not in (None, channels):
         raise UserError(
-            f"The weights were made with {found} channels and config.system.channels is {system.channels}; change it"
-            f" to {found}{'' if 'reduce' in decoupling else ' or None'}."
+            f"The weights were made with {channels} channels and config.system.channels is {system.channels}; change it"
+            f" to {channels}{'' if 'reduce' in decoupling else ' or None'}."
         )
     if system.channels is None and "reduce" in decoupling:
-        raise UserError(f"The weights reduce the map to {found} channels; set config.system.channels={found}.")
+        raise UserError(f"The weights reduce the map to {channels} channels; set config.system.channels={channels}.")
 
 
 def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -161,4 +146,4 @@ def _rename(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 HCP = "SemanticDecoupling.fc1.weight"  # a name of HCP-MLR-PL's files, whose network is SSGRL's with fewer channels
 TRUNK = "resnet_101."
 PUBLISHED = Published(_convert, trunk=TRUNK, rename=_rename)
-NAMES = {"ssgrl": ssgrl}
+NAMES = {"ssgrl": SSGRL}

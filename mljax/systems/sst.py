@@ -15,21 +15,21 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from mljax import losses
+from mljax.errors import one_of
 from mljax.layers import constant, encode, final
 from mljax.losses import contrastive, partial
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._pairs import PairHead, push
-from mljax.types import Batch, Constant, Meta, Outputs
+from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
-BRANCHES = ("both", "ist", "cst", "none")
-FORMS = ("code", "paper")
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """theta of an epoch: none before `start`, then `first`, less `drop` after every epoch, not below `last`."""
 
@@ -38,62 +38,91 @@ class Thresholds:
     last: float
     drop: float
 
-    def __call__(self, epoch: jax.Array) -> jax.Array:
+    def __call__(self, epoch: Int[Array, ""]) -> Float[Array, ""]:
         done = (epoch - self.start).astype(jnp.float32)
         return jnp.maximum(self.first - self.drop * done, self.last)
 
 
 class SST(nn.Module):
-    """The network; settings are explained at `sst`, which builds it.
+    """SST for a data set with label vectors.
 
-    Label features are those before propagation (b l d). `extra`: `propagated` (b l d); `pair_logits` (b pairs) in
-    the order of `partial.pair_index` (IST with the image's own co-occurrence); `memory_scores` (b l), how alike
-    stored features are (CST). Nothing of it is computed where only logits are taken.
+    The authors' classification loss is BCE, mean over the known labels of the batch; the paper's text: mean per image,
+    `partial_bce` with alpha=1, beta=0, gamma=-1. Label features are those before propagation (b l d).
+
+    `extra`: `propagated` (b l d); `pair_logits` (b pairs) in the order of `partial.pair_index` (IST with the image's
+    own co-occurrence); `memory_scores` (b l), how alike stored features are (CST). Nothing of it is computed where only
+    logits are taken.
+
+    Attributes:
+      width: d of label features; the map is brought to it where it has another.
+      hidden: of the joint space, and of the pair head's first layer; None: half of width.
+      output: of what is classified, and of the pair head; None: width.
+      steps: of the propagation.
+      pool: side of the average pooling of the map; 1: none.
+      pooling: "semantic", or "activation": ADD-GCN's, the paper's ablation of decoupling (needs no vectors).
+      graph: where edges come from; see `_semantic.graph`.
+      branches: "both", or for the ablations "ist", "cst" or "none".
+      cooccurrence: "image": learned by the pair head; "dataset": P(label | known positive) of the known training
+        labels, the paper's ablation.
+      form: "code", or "paper": a pair head shared by all pairs, a sum over known positives in place of a mean, and a
+        mean over the filled slots of the memory alone.
+      ist_weight, cst_weight: of the branches' own losses; 0: without.
+      memory: features held per label.
+      start: epoch from which on there are pseudo labels.
+      first, last, drop: theta goes from `first` to `last` by `drop` an epoch.
+
+    Reference: Chen et al., "Structured Semantic Transfer for Multi-Label Recognition with Partial Labels", AAAI 2022.
+    Differs from the authors' code: theta=1 is compared as it is (theirs falls back to 0); padding is left out; a class
+    without known positives has no edges, theirs NaN; activation pooling takes the mean over positions.
     """
 
     backbone: nn.Module
     criterion: Criterion
-    labels: int
-    adjacency: Constant
-    vectors: Constant | None
-    cooccurrence: Constant | None
-    width: int
-    hidden: int
-    output: int
-    steps: int
-    pool: int
-    pooling: str
-    branches: str
-    form: str
-    ist_weight: float
-    cst_weight: float
-    memory: int
-    thresholds: Thresholds
+    meta: Meta
     steps_per_epoch: int
+    width: int = 1024
+    hidden: int | None = None
+    output: int | None = None
+    steps: int = 3
+    pool: int = 2
+    pooling: str = "semantic"
+    graph: str = "labels"
+    branches: str = "both"
+    cooccurrence: str = "image"
+    form: str = "code"
+    ist_weight: float = 10.0
+    cst_weight: float = 0.05
+    memory: int = 100
+    start: int = 5
+    first: float = 0.95
+    last: float = 0.75
+    drop: float = 0.025
     dtype: Any = jnp.float32
     axis: str | None = None
 
-    @nn.compact
-    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
-        feature_map = final(encode(self.backbone, batch, train=train))
-        vectors = None if self.vectors is None else constant(self, "vectors", self.vectors)
-        decoupling = _semantic.Decoupling(
-            self.labels, self.width, self.hidden, self.pool, self.pooling, self.dtype, self.axis, name="decoupling"
-        )
-        features, attention = decoupling(feature_map, vectors, train=train)
-        head = _semantic.GraphClassifier(self.output, self.steps, dtype=self.dtype, name="head")
-        logits, propagated = head(features, constant(self, "adjacency", self.adjacency))
-        extra = {"propagated": propagated}
-        if self._pairs:
-            pairs = PairHead(self.hidden, self.output, self.form, dtype=self.dtype, name="pairs")
-            extra["pair_logits"] = pairs(features)
-        elif self.cooccurrence is not None:
-            constant(self, "cooccurrence", self.cooccurrence)
-        if self._cst:
-            shape = (self.labels, self.memory, features.shape[-1])
-            memory = self.variable("memory", "features", jnp.zeros, shape, jnp.float32)
-            extra["memory_scores"] = self._memory_scores(features, memory.value)
-        return Outputs(logits, features, attention, extra)
+    def __post_init__(self) -> None:
+        one_of("config.system.pooling", self.pooling, _semantic.POOLING)
+        one_of("config.system.branches", self.branches, ("both", "ist", "cst", "none"))
+        one_of("config.system.cooccurrence", self.cooccurrence, ("image", "dataset"))
+        one_of("config.system.form", self.form, ("code", "paper"))
+        weights = {"ist_weight": self.ist_weight, "cst_weight": self.cst_weight}
+        _semantic.not_negative(steps=self.steps, **weights, start=self.start, drop=self.drop)
+        sizes = {"width": self.width, "hidden": self.hidden, "output": self.output}
+        _semantic.at_least_one(pool=self.pool, memory=self.memory, **sizes)
+        if self.pooling == "semantic":
+            _semantic.label_vectors(self.meta, "SST")
+        for source in (self.graph, *(("labels",) if self._dataset else ())):
+            _semantic.graph(self.meta, source)  # says early what is wrong with it
+        super().__post_init__()
+
+    @property
+    def adjacency(self) -> Float[np.ndarray, "l l"]:
+        """The label graph; see `_semantic.graph`."""
+        return _semantic.graph(self.meta, self.graph)
+
+    @property
+    def thresholds(self) -> Thresholds:
+        return Thresholds(start=self.start, first=self.first, last=self.last, drop=self.drop)
 
     @property
     def _ist(self) -> bool:
@@ -105,18 +134,48 @@ class SST(nn.Module):
 
     @property
     def _pairs(self) -> bool:
-        return self._ist and self.cooccurrence is None
+        return self._ist and self.cooccurrence == "image"
 
-    def _memory_scores(self, features: jax.Array, memory: jax.Array) -> jax.Array:
-        """(b l): mean cosine over all slots, empty ones count 0 (code), or over the filled ones (paper)."""
+    @property
+    def _dataset(self) -> bool:
+        return self._ist and self.cooccurrence == "dataset"
+
+    @nn.compact
+    def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
+        feature_map = final(encode(self.backbone, batch, train=train))
+        labels, hidden = self.meta.num_labels, _semantic.half(self.width, self.hidden)
+        output = self.width if self.output is None else self.output
+        vectors = None
+        if self.pooling == "semantic":
+            vectors = constant(self, "vectors", lambda: _semantic.label_vectors(self.meta, "SST"))
+        decoupling = _semantic.Decoupling(
+            labels, self.width, hidden, self.pool, self.pooling, self.dtype, self.axis, name="decoupling"
+        )
+        features, attention = decoupling(feature_map, vectors, train=train)
+        head = _semantic.GraphClassifier(output, self.steps, dtype=self.dtype, name="head")
+        logits, propagated = head(features, constant(self, "adjacency", lambda: self.adjacency))
+        extra = {"propagated": propagated}
+        if self._pairs:
+            extra["pair_logits"] = PairHead(hidden, output, self.form, dtype=self.dtype, name="pairs")(features)
+        elif self._dataset:
+            constant(self, "cooccurrence", lambda: _semantic.graph(self.meta))
+        if self._cst:
+            memory = self.variable(
+                "memory", "features", jnp.zeros, (labels, self.memory, features.shape[-1]), jnp.float32
+            )
+            extra["memory_scores"] = self._memory_scores(features, memory.value)
+        return Outputs(logits, features, attention, extra)
+
+    def _memory_scores(self, features: Float[Array, "b l d"], memory: Float[Array, "l slots d"]) -> Float[Array, "b l"]:
+        """Mean cosine over all slots, empty ones count 0 (code), or over the filled ones (paper)."""
         scores = partial.memory_scores(features, memory)
         if self.form == "code":
             return scores
         filled = jnp.any(memory != 0, axis=-1).sum(-1)
         return scores * (memory.shape[1] / jnp.maximum(filled, 1).astype(jnp.float32))[None]
 
-    def _cooccurrence_scores(self, out: Outputs, batch: Batch) -> jax.Array:
-        """(b l): mean over the known positives of how they go with a label (code), or the sum (paper)."""
+    def _cooccurrence_scores(self, out: Outputs, batch: Batch) -> Float[Array, "b l"]:
+        """Mean over the known positives of how they go with a label (code), or the sum (paper)."""
         labels, observed = batch["labels"], batch["observed"]
         positive = labels * observed
         count = jnp.maximum(positive.sum(-1, keepdims=True), 1)
@@ -128,8 +187,8 @@ class SST(nn.Module):
             scores = jnp.einsum("bm,ml->bl", positive, matrix, precision="highest") / count
         return scores if self.form == "code" else scores * count
 
-    def _remember(self, features: jax.Array, batch: Batch) -> jax.Array:
-        """Update the memory with this batch, and score the batch by it (b l)."""
+    def _remember(self, features: Float[Array, "b l d"], batch: Batch) -> Float[Array, "b l"]:
+        """Update the memory with this batch, and score the batch by it."""
         memory: Any = self.get_variable("memory", "features")
         if self.is_initializing():
             return self._memory_scores(features, memory)
@@ -138,18 +197,18 @@ class SST(nn.Module):
         self.put_variable("memory", "features", memory)
         return self._memory_scores(features, memory)
 
-    def pseudo_scores(self, batch: Batch) -> dict[str, jax.Array]:
-        """What each branch thinks of all labels, (b l) by "ist" and "cst": unknown ones that reach theta get positive.
+    def pseudo_scores(self, batch: Batch) -> dict[str, Float[Array, "b l"]]:
+        """The scores of all labels by branch, "ist" and "cst": unknown labels that reach theta become pseudo labels.
 
         In evaluation mode, with the memory as it is.
         """
-        out, found = self(batch), {}
+        out, scores = self(batch), {}
         assert out.extra is not None
         if self._ist:
-            found["ist"] = self._cooccurrence_scores(out, batch)
+            scores["ist"] = self._cooccurrence_scores(out, batch)
         if self._cst:
-            found["cst"] = out.extra["memory_scores"]
-        return found
+            scores["cst"] = out.extra["memory_scores"]
+        return scores
 
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """BCE on known labels, on those and IST's pseudo labels, on those and CST's, and the weighted branch losses.
@@ -172,110 +231,43 @@ class SST(nn.Module):
             terms |= self._pseudo("cst", self._remember(features, batch), out.logits, batch, epoch)
             if self.cst_weight:
                 known, key = batch["observed"] * batch["mask"][:, None], self.make_rng("draw")
-                found = contrastive.cross_image(features, batch["labels"], known, key=key, axis=self.axis)
-                terms["cst"] = self.cst_weight * ramp * found
+                contrast = contrastive.cross_image(features, batch["labels"], known, key=key, axis=self.axis)
+                terms["cst"] = self.cst_weight * ramp * contrast
         total = sum((v for k, v in terms.items() if not k.endswith("_found")), jnp.float32(0))
         return total, terms
 
     def _pseudo(
-        self, name: str, scores: jax.Array, logits: jax.Array, batch: Batch, epoch: jax.Array
-    ) -> dict[str, jax.Array]:
+        self,
+        branch: str,
+        scores: Float[Array, "b l"],
+        logits: Float[Array, "b l"],
+        batch: Batch,
+        epoch: Int[Array, ""],
+    ) -> dict[str, Float[Array, ""]]:
         """The classification loss with a branch's pseudo labels, 0 before they start, and how many there are."""
-        found = partial.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))
-        begun = epoch >= self.thresholds.start
-        found = jnp.where(begun, found, 0)
-        labels, observed = batch["labels"] * batch["observed"] + found, batch["observed"] + found
+        added = partial.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))
+        started: Bool[Array, ""] = epoch >= self.start
+        added = jnp.where(started, added, 0)
+        labels, observed = batch["labels"] * batch["observed"] + added, batch["observed"] + added
         loss = self.criterion(logits, batch, labels=labels, observed=observed, axis=self.axis)
-        return {f"{name}_bce": jnp.where(begun, loss, 0), f"{name}_found": found.sum(-1).mean()}
-
-
-def sst(
-    *,
-    backbone: nn.Module,
-    criterion: Criterion,
-    meta: Meta,
-    steps_per_epoch: int,
-    width: int = 1024,
-    hidden: int | None = None,
-    output: int | None = None,
-    steps: int = 3,
-    pool: int = 2,
-    pooling: str = "semantic",
-    graph: str = "labels",
-    branches: str = "both",
-    cooccurrence: str = "image",
-    form: str = "code",
-    ist_weight: float = 10.0,
-    cst_weight: float = 0.05,
-    memory: int = 100,
-    start: int = 5,
-    first: float = 0.95,
-    last: float = 0.75,
-    drop: float = 0.025,
-    dtype: Any = jnp.float32,
-    axis: str | None = None,
-) -> SST:
-    """SST for a data set with label vectors.
-
-    Args:
-      backbone, criterion, meta: image -> endpoints, the classification loss (the authors': BCE, mean over known
-        labels of the batch; the paper's text: mean per image, `partial_bce` with alpha=1, beta=0, gamma=-1), and the
-        facts of the training split.
-      steps_per_epoch: of training.
-      width: d of label features; the map is brought to it where it has another.
-      hidden: of the joint space, and of the pair head's first layer; None: half of width.
-      output: of what is classified, and of the pair head; None: width.
-      steps: of the propagation. pool: side of the average pooling of the map; 1: none.
-      pooling: "semantic", or "activation": ADD-GCN's, the paper's ablation of decoupling (needs no vectors).
-      graph: where edges come from; see `_semantic.graph`.
-      branches: "both", or for the ablations "ist", "cst" or "none".
-      cooccurrence: "image": learned by the pair head; "dataset": P(label | known positive) of the known training
-        labels, the paper's ablation.
-      form: "code", or "paper": a pair head shared by all pairs, a sum over known positives in place of a mean, and a
-        mean over the filled slots of the memory alone.
-      ist_weight, cst_weight: of the branches' own losses; 0: without.
-      memory: features held per label.
-      start: epoch from which on there are pseudo labels. first, last, drop: theta goes from `first` to `last` by
-        `drop` an epoch.
-    Raises:
-      UserError: an unknown choice, a setting out of range, no label vectors.
-    Reference: Chen et al., "Structured Semantic Transfer for Multi-Label Recognition with Partial Labels", AAAI 2022.
-    Differs from the authors' code: theta=1 is compared as it is (theirs falls back to 0); padding is left out; a class
-    without known positives has no edges, theirs NaN; activation pooling takes the mean over positions.
-    """
-    choices = {"pooling": _semantic.POOLING, "branches": BRANCHES, "cooccurrence": ("image", "dataset"), "form": FORMS}
-    given = {"pooling": pooling, "branches": branches, "cooccurrence": cooccurrence, "form": form}
-    for key, options in choices.items():
-        _semantic.choice(key, given[key], options)
-    _semantic.at_least(0, steps=steps, ist_weight=ist_weight, cst_weight=cst_weight, start=start, drop=drop)
-    hidden = max(width // 2, 1) if hidden is None else hidden
-    output = width if output is None else output
-    _semantic.at_least(1, pool=pool, memory=memory, width=width, hidden=hidden, output=output)
-    vectors = Constant(_semantic.label_vectors(meta, "SST")) if pooling == "semantic" else None
-    known = None
-    if cooccurrence == "dataset" and branches in ("both", "ist"):
-        known = Constant(_semantic.graph(meta, "labels"))
-    return SST(
-        backbone, criterion, meta.num_labels, Constant(_semantic.graph(meta, graph)), vectors, known, width, hidden,
-        output, steps, pool, pooling, branches, form, ist_weight, cst_weight, memory,
-        Thresholds(start, first, last, drop), steps_per_epoch, dtype, axis,
-    )  # fmt: skip
+        return {f"{branch}_bce": jnp.where(started, loss, 0), f"{branch}_found": added.sum(-1).mean()}
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:
     """Without IST in the file (`intra_*`), set config.system.branches='cst'. The memory is not stored: empty."""
     assert isinstance(system, SST)
-    found = _semantic.published_hcp(names)
+    variables = _semantic.published_hcp(names)
     if system._pairs:
         first, second = names.linear("intra_fc_2"), names.linear("intra_fc_3")
         kernel, bias = names.array("intra_classifiers.weight"), names.array("intra_classifiers.bias")
         label = names.linear("intra_fc_1")
-        found["params"]["pairs"] = {"label": label, "first": first, "second": second, "kernel": kernel, "bias": bias}
+        pairs = {"label": label, "first": first, "second": second, "kernel": kernel, "bias": bias}
+        variables["params"]["pairs"] = pairs
     if system._cst:
-        shape = (system.labels, system.memory, system.width)
-        found["memory"] = {"features": jnp.zeros(shape, jnp.float32)}
-    return found
+        shape = (system.meta.num_labels, system.memory, system.width)
+        variables["memory"] = {"features": jnp.zeros(shape, jnp.float32)}
+    return variables
 
 
 PUBLISHED = Published(_convert, trunk="backbone.")
-NAMES = {"sst": sst}
+NAMES = {"sst": SST}

@@ -9,7 +9,7 @@ import pytest
 import toy
 from mljax import experiment, train
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.curriculum import STRATEGIES, curriculum, relabel
 from mljax.types import Meta
 from test_resume import last_state, same_state, trained_twice
@@ -84,7 +84,9 @@ def batch(rows):
 
 
 def built(**settings):
-    return curriculum(backbone=None, criterion=criterion(settings.pop("loss", LOSS)), meta=meta(), **settings)
+    return curriculum(
+        backbone=None, criterion=Criterion.from_config(settings.pop("loss", LOSS)), meta=meta(), **settings
+    )
 
 
 def test_loss_is_that_of_known_and_made_labels():

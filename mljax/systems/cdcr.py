@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.errors import UserError
-from mljax.losses import partial
+from mljax.losses import weak_labels
 from mljax.pipeline.feature_cache import view as parse_view
 from mljax.systems import _around
 from mljax.types import Batch, Constant, Meta, Outputs
@@ -56,7 +56,7 @@ class CDCR(nn.Module):
         if epoch < self.start:
             return variables
         logits = np.asarray(score("train", self.view or None)["logits"], np.float32)
-        weights = partial.candidate_weights(
+        weights = weak_labels.candidate_weights(
             jax.nn.sigmoid(logits),
             jnp.asarray(self.candidates.value, jnp.float32),
             alpha=self.alpha,
@@ -84,7 +84,7 @@ def cdcr(
       criterion: of the inner system; the authors' is BCE, summed.
       net: the section of the system around which it works; None: the baseline.
       alpha: a candidate counts from this probability on.
-      difficulty_aware: compare with the mean probability of the class instead, see `partial.candidate_weights`.
+      difficulty_aware: compare with the mean probability of the class instead, see `weak_labels.candidate_weights`.
       start: the first epoch before which candidates are weighed; until then all count. A large one makes a stage of
         plain training.
       view: the weak view that is scored, e.g. "224:flip"; empty: the evaluation's.

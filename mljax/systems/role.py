@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.errors import UserError
-from mljax.losses import partial
+from mljax.losses import weak_labels
 from mljax.systems import _around
 from mljax.systems.baseline import PUBLISHED as CLASSIFIER
 from mljax.systems.baseline import Baseline
@@ -46,11 +46,11 @@ class RoleCriterion:
         observed: jax.Array | None = None,
         axis: str | None = None,
     ) -> jax.Array:
-        """`partial.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
+        """`weak_labels.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
         truth: Any = batch["labels"] if labels is None else labels
         known: Any = batch["observed"] if observed is None else observed
         logits, theta = logits.astype(jnp.float32), batch["theta"]
-        return partial.role(
+        return weak_labels.role(
             logits, theta, truth * known, expected=self.expected, eps=self.eps, mask=batch["mask"], axis=axis
         )
 
@@ -105,7 +105,7 @@ def role(
     """ROLE for a data set.
 
     L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
-    the batch; see `mljax.losses.partial.role`. The table starts uniformly within +-logit(0.6), observed positives at
+    the batch; see `weak_labels.role`. The table starts uniformly within +-logit(0.6), observed positives at
     logit(0.995), observed negatives at logit(0.005). It is trained at ten times the rate, without weight decay, and
     not averaged (`mljax.optim.groups.label_tables`); a group of config.optim.groups that names "label_table" overrides
     that.

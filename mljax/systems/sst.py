@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mljax import losses
 from mljax.layers import constant, encode, final
-from mljax.losses import contrastive, partial
+from mljax.losses import contrastive, weak_labels
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._pairs import PairHead, push
@@ -47,7 +47,7 @@ class SST(nn.Module):
     """The network; settings are explained at `sst`, which builds it.
 
     Label features are those before propagation (b l d). `extra`: `propagated` (b l d); `pair_logits` (b pairs) in
-    the order of `partial.pair_index` (IST with the image's own co-occurrence); `memory_scores` (b l), how alike
+    the order of `weak_labels.pair_index` (IST with the image's own co-occurrence); `memory_scores` (b l), how alike
     stored features are (CST). Nothing of it is computed where only logits are taken.
     """
 
@@ -109,7 +109,7 @@ class SST(nn.Module):
 
     def _memory_scores(self, features: jax.Array, memory: jax.Array) -> jax.Array:
         """(b l): mean cosine over all slots, empty ones count 0 (code), or over the filled ones (paper)."""
-        scores = partial.memory_scores(features, memory)
+        scores = weak_labels.memory_scores(features, memory)
         if self.form == "code":
             return scores
         filled = jnp.any(memory != 0, axis=-1).sum(-1)
@@ -122,7 +122,7 @@ class SST(nn.Module):
         count = jnp.maximum(positive.sum(-1, keepdims=True), 1)
         if self._pairs:
             assert out.extra is not None
-            scores = partial.cooccurrence_scores(out.extra["pair_logits"], labels, observed)
+            scores = weak_labels.cooccurrence_scores(out.extra["pair_logits"], labels, observed)
         else:
             matrix: Any = self.get_variable("constants", "cooccurrence")
             scores = jnp.einsum("bm,ml->bl", positive, matrix, precision="highest") / count
@@ -165,7 +165,7 @@ class SST(nn.Module):
         if self._ist:
             terms |= self._pseudo("ist", self._cooccurrence_scores(out, batch), out.logits, batch, epoch)
             if self._pairs and self.ist_weight:
-                values = partial.cooccurrence_loss(out.extra["pair_logits"], batch["labels"], batch["observed"])
+                values = weak_labels.cooccurrence_loss(out.extra["pair_logits"], batch["labels"], batch["observed"])
                 weights = jnp.broadcast_to(batch["mask"][:, None], values.shape)
                 terms["ist"] = self.ist_weight * ramp * losses.reduce(values, weights, how="mean", axis=self.axis)
         if self._cst:
@@ -181,7 +181,7 @@ class SST(nn.Module):
         self, name: str, scores: jax.Array, logits: jax.Array, batch: Batch, epoch: jax.Array
     ) -> dict[str, jax.Array]:
         """The classification loss with a branch's pseudo labels, 0 before they start, and how many there are."""
-        found = partial.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))
+        found = weak_labels.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))
         begun = epoch >= self.thresholds.start
         found = jnp.where(begun, found, 0)
         labels, observed = batch["labels"] * batch["observed"] + found, batch["observed"] + found

@@ -1,7 +1,7 @@
 """What jaxtyping's import hook checks annotations with: `install_import_hook(packages, "typechecked.typechecked")`.
 
-typeguard 4 has such a decorator, which rewrites the source of a function; of the functions that jaxtyping makes it finds
-no source, and checks nothing or fails. Its `check_type` works on values.
+typeguard 4 has such a decorator, but it rewrites the source of a function, and the functions that jaxtyping makes have
+none: it would fail, or check nothing. `typeguard.check_type` works on values.
 """
 
 import functools

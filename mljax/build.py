@@ -8,7 +8,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from mljax.errors import UserError, nearest
@@ -51,8 +51,14 @@ def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         name: parameter
         for name, parameter in inspect.signature(constructor).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and not (name in OF_LINEN and inspect.isclass(constructor))
+        and not (name in OF_LINEN and _class(constructor))
     }
+
+
+def _class(constructor: Callable[..., Any]) -> type | None:
+    """The class that a constructor is, or is a variant of: `partial(ResNet, depths=..)`."""
+    target = constructor.func if isinstance(constructor, partial) else constructor
+    return target if inspect.isclass(target) else None
 
 
 def find(kind: str, name: str) -> Callable[..., Any]:
@@ -73,12 +79,13 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 
 def _complete(kind: str, constructor: Callable[..., Any]) -> Callable[..., Any]:
-    """A class that has all members of its kind's contract, `mljax.types.System` or `Backbone`."""
-    missing = missing_members(kind, constructor) if inspect.isclass(constructor) else []
-    if missing:
-        place = constructor.__module__.replace(".", "/")
+    """A class, or a variant of one, that has all members of its kind's contract, `mljax.types.System` or `Backbone`."""
+    cls = _class(constructor)
+    missing = missing_members(kind, cls) if cls else []
+    if cls and missing:
+        place = cls.__module__.replace(".", "/")
         raise UserError(
-            f"{constructor.__name__} in {place}.py has no {' and no '.join(missing)}; every class in mljax/{kind} needs"
+            f"{cls.__name__} in {place}.py has no {' and no '.join(missing)}; every class in mljax/{kind} needs"
             " it (the contract is in mljax/types.py)."
         )
     return constructor

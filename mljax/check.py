@@ -16,7 +16,7 @@ from mljax.config.base import base
 from mljax.data import observe
 from mljax.errors import UserError, nearest
 from mljax.layers import ACTIVATIONS
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.metrics import DEFINITIONS
 from mljax.optim.optimizer import METRICS, optimizer
 from mljax.pipeline import feature_cache, transforms
@@ -96,7 +96,7 @@ def check(config: Config) -> None:
     if not isinstance(found["weights"]["name"], str | None):
         raise UserError(f"config.weights.name is {found['weights']['name']!r}; it must be a record's name or a file.")
     _pixels(found["weights"])
-    criterion(found["loss"])
+    Criterion.from_config(found["loss"])
     settings(transforms.train, found["input"]["train"], "config.input.train", size=found["input"]["size"])
     settings(transforms.evaluate, found["input"]["eval"], "config.input.eval", size=found["input"]["size"])
     for text in (*found["cache"]["train_views"], *found["cache"]["eval_views"]):

@@ -1,8 +1,8 @@
-"""What the convolutional backbones share: convolution, batch normalisation, freezing by stage, endpoints."""
+"""Convolution, max pooling and batch normalisation: fast on a CPU too, with torch's values."""
 
 import contextlib
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial, reduce
 from typing import Any
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 from mljax import parallel
-from mljax.errors import UserError, nearest
+from mljax.types import ArrayLike
 
 # He et al. 2015, fan out: what torchvision's ResNet and TResNet start from.
 HE_FAN_OUT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -43,7 +44,14 @@ def on_cpu() -> bool:
     return (_platform.get() or jax.default_backend()) == "cpu"
 
 
-def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1, padding: Padding = 0):
+def conv(
+    x: Float[ArrayLike, "b _ _ c"],
+    kernel: Float[ArrayLike, "kh kw c//{groups} d"],
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    padding: Padding = 0,
+) -> Float[Array, "b _ _ d"]:
     """Convolution of a map, in the form that is fastest on this backend; all forms are the same sum.
 
     On a CPU a 1x1 convolution is a matrix product (its gradients too: a training step takes 1.7 to 2.5 times
@@ -53,13 +61,12 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1, p
     it is always a convolution.
 
     Args:
-      x: (b h w c).
-      kernel: (kh kw c/groups d), of the dtype of x.
+      kernel: of the dtype of x.
       stride: the same for h and w.
       groups: of channels; c means depth-wise.
       padding: pixels on every side, or "SAME" (as TensorFlow pads), or ((top, bottom), (left, right)).
     Returns:
-      (b h' w' d), of the dtype of x.
+      A map of the dtype of x.
     """
     size, depthwise = kernel.shape[:2], groups > 1 and kernel.shape[2] == 1 and kernel.shape[3] == groups
     pads = _pads(padding, x.shape[1:3], size, stride)
@@ -83,12 +90,12 @@ def conv(x: jax.Array, kernel: jax.Array, *, stride: int = 1, groups: int = 1, p
     )
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum over 3x3 windows, stride 2, one pixel of padding on every side: (b h w c) -> (b ceil(h/2) ceil(w/2) c).
+def max_pool(x: Float[ArrayLike, "b h w c"]) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
+    """Maximum over 3x3 windows, stride 2, one pixel of padding on every side.
 
     A tie's gradient goes to the window's first pixel in reading order, as PyTorch's does. The gradient is that of
     shifted slices: on a CPU it costs a quarter of that of XLA's windows, and a GPU would add into the pixels of
-    overlapping windows one after the other, in an order that changes from run to run.
+    overlapping windows in an order that changes from run to run.
     """
     return _pool(x)
 
@@ -195,7 +202,7 @@ class Conv(nn.Module):
     init: Any = HE_FAN_OUT
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[ArrayLike, "b h w c"]) -> Float[Array, "b _ _ {self.features}"]:
         shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.init, shape, jnp.float32).astype(self.dtype)
         padding = (self.size - 1) // 2 if self.padding is None else self.padding
@@ -215,7 +222,7 @@ class BatchNorm(nn.Module):
     All axes but the last are reduced.
 
     Attributes:
-      mode: "batch"; "running": running statistics also in training, and they stay as they are; "fixed": so,
+      mode: "batch"; "running": running statistics in training too, and they do not change; "fixed": the same,
         and scale and bias get no gradient (the FrozenBatchNorm of detection models and of Query2Label).
       axis: name of the pmap axis whose devices together hold the batch; None where arrays are global.
       eps: added to the variance.
@@ -231,7 +238,7 @@ class BatchNorm(nn.Module):
     scale_init: Any = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[ArrayLike, "*batch d"], train: bool) -> Float[Array, "*batch d"]:
         d = x.shape[-1]
         if not self.is_initializing() and not self.has_variable("params", "scale"):  # mljax.fold: only the bias is left
             return x + self.get_variable("params", "bias").astype(x.dtype).reshape((1,) * (x.ndim - 1) + (d,))
@@ -265,65 +272,3 @@ class BatchNorm(nn.Module):
         devices = 1 if self.axis is None else lax.axis_size(self.axis)
         count = x.size // x.shape[-1] * devices
         return near + first, jnp.maximum(second - jnp.square(first), 0.0), count
-
-
-def norm_mode(norm: str, stage_frozen: bool) -> str:
-    """The mode of the BatchNorm of a stage, from a backbone's fields `norm` and `frozen`."""
-    if norm not in ("batch", "frozen"):
-        raise UserError(f"The backbone's norm is {norm!r}; it is 'batch' or 'frozen'.")
-    if norm == "frozen":
-        return "fixed"
-    return "running" if stage_frozen else "batch"
-
-
-def frozen_stages(frozen: str, stages: Sequence[str]) -> tuple[str, ...]:
-    """The stages that a backbone's field `frozen` names, in order.
-
-    Args:
-      frozen: comma list of names, or "all", or "".
-      stages: all names, in the order in which they run.
-    Raises:
-      UserError: no such stage, or a stage before a frozen one is not frozen: a gradient would not reach it.
-    """
-    names = {name.strip() for name in frozen.split(",") if name.strip()}
-    if names == {"all"}:
-        return tuple(stages)
-    for name in sorted(names):
-        if name not in stages:
-            raise UserError(f"The backbone's frozen has no stage {name!r}{nearest(name, (*stages, 'all'))}.")
-    chosen = tuple(stages[: len(names)])
-    if set(chosen) != names:
-        raise UserError(
-            f"The backbone's frozen={frozen!r} leaves a stage before a frozen one free;"
-            f" freeze from the first on, as in {','.join(stages[: max(map(stages.index, names)) + 1])!r}."
-        )
-    return chosen
-
-
-def frozen_parameters(frozen: str, norm: str, stages: Mapping[str, str]) -> tuple[str, ...]:
-    """Regular expressions of the parameter paths ("stem/conv/kernel") that no gradient reaches.
-
-    Args:
-      frozen, norm: the backbone's fields.
-      stages: stage name -> regular expression of its parameters' paths.
-    """
-    found = [stages[name] for name in frozen_stages(frozen, tuple(stages))]
-    if norm_mode(norm, False) == "fixed":
-        found.append(r"(^|/)[^/]*bn[^/]*/(scale|bias)$")
-    return tuple(found)
-
-
-def check_endpoints(endpoints: Sequence[str], known: Sequence[str], name: str) -> None:
-    """UserError unless every endpoint is one of those that the backbone has."""
-    for endpoint in endpoints:
-        if endpoint not in known:
-            raise UserError(f"The backbone {name} has no endpoint {endpoint!r}{nearest(endpoint, known)}.")
-
-
-def check_image(image: jax.Array, channels: int, name: str) -> None:
-    """UserError unless the image is (b h w channels)."""
-    if image.ndim != 4 or image.shape[-1] != channels:
-        raise UserError(
-            f"The backbone {name} got an image of shape {image.shape} and wants (b, h, w, {channels});"
-            " set in_channels, or change the data."
-        )

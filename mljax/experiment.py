@@ -20,7 +20,7 @@ from mljax.data.observe import observe
 from mljax.data.source import Source
 from mljax.data.splits import load
 from mljax.errors import UserError, one_of
-from mljax.losses.criterion import WHOLE, criterion
+from mljax.losses.criterion import BATCH_LOSSES, Criterion
 from mljax.parallel import axis_of
 from mljax.pipeline import feature_cache, transforms
 from mljax.trees import flatten, merge
@@ -214,7 +214,9 @@ def _assembled(config: Config, meta: Meta, values: Mapping[str, Any]) -> Experim
     common = {"dtype": DTYPES[config.dtype], "axis": axis_of(config.parallel)}
     backbone = build("backbones", config.backbone, **common)
     common["steps_per_epoch"] = max(len(meta.labels) // config.optim.batch_size, 1)  # for schedules of systems
-    system = build("systems", config.system, backbone=backbone, criterion=criterion(config.loss), meta=meta, **common)
+    system = build(
+        "systems", config.system, backbone=backbone, criterion=Criterion.from_config(config.loss), meta=meta, **common
+    )
     return Experiment(config, meta, system, tuple(values["mean"]), tuple(values["std"]))
 
 
@@ -285,5 +287,5 @@ def listing() -> str:
     lines = []
     for kind in ("systems", "backbones", "data", "data.observe", "losses"):
         lines.append(f"{kind}:")
-        lines += [f"  {name}" for name in sorted({*names(kind), *(WHOLE if kind == "losses" else ())})]
+        lines += [f"  {name}" for name in sorted({*names(kind), *(BATCH_LOSSES if kind == "losses" else ())})]
     return "\n".join(lines)

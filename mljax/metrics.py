@@ -1,10 +1,8 @@
-"""Multi-label metrics in numpy and float64: average precision in four definitions, CP CR CF1 OP OR OF1,
-top-k.
+"""Multi-label metrics in numpy and float64: average precision in four definitions, CP CR CF1 OP OR OF1, top-k.
 
-Arrays are (N l): `scores` that grow with confidence (logits, or probabilities with a threshold to match),
-`labels` in {0, 1} and `scored` in {0, 1}, 0 for entries that a protocol leaves out (VOC's difficult objects,
-labels given to the system, labels nobody annotated). Functions return fractions; only `evaluate` returns
-percent.
+`scores` grow with confidence (logits, or probabilities with a threshold to match), `labels` are in {0, 1}, and `scored`
+is 0 for entries that a protocol leaves out (VOC's difficult objects, labels that the system gets as input, labels that
+nobody annotated). Functions return fractions; only `evaluate` returns percent.
 """
 
 import math
@@ -12,50 +10,45 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, Real, Shaped
 
-from mljax.errors import UserError, nearest
+from mljax.errors import UserError, one_of
 
 DEFINITIONS = ("raw", "env", "sklearn", "11point")
 
 
 def average_precision(
-    scores: np.ndarray,
-    labels: np.ndarray,
+    scores: Real[np.ndarray, "N l"],
+    labels: Shaped[np.ndarray, "N l"],
     *,
     definition: str = "raw",
-    scored: np.ndarray | None = None,
+    scored: Shaped[np.ndarray, "N l"] | None = None,
     absent: float = math.nan,
-) -> np.ndarray:
+) -> Float64[np.ndarray, "l"]:
     """Average precision per class.
 
     Args:
-      scores, labels, scored: (N l).
       definition:
         "raw": the mean, over positives, of the precision at their rank (ML-GCN, ASL, MulCon and most others);
         "env": the area under the precision that is made non-increasing from the right (VOC 2010; SSGRL,
         Query2Label); "sklearn": as raw, with equal scores merged into one threshold (scikit-learn; C-Tran,
         single-positive papers); "11point": the mean of that envelope at recalls 0, .1, .. 1 (VOC 2007).
       absent: the value for a class without a positive (0 in the single-positive papers and MCAR).
-    Returns:
-      (l) float64.
     Ties: "raw", "env" and "11point" rank equal scores by index, first image first (a stable descending
       sort); "sklearn" does not depend on the order. The authors' sorts are not stable, so with ties their
       values vary by run.
     Raises:
       UserError: shapes differ, a score is NaN, or the definition is unknown.
     """
-    if definition not in DEFINITIONS:
-        raise UserError(
-            f"There is no definition {definition!r} of average precision{nearest(definition, DEFINITIONS)}."
-        )
+    one_of("The definition of average precision", definition, DEFINITIONS)
     scores, labels, scored = _checked(scores, labels, scored)
     columns = np.ascontiguousarray(scores.T)
     truths = np.ascontiguousarray(labels.T)
-    counted = None if scored is None else np.ascontiguousarray(scored.T)
+    kept = None if scored is None else np.ascontiguousarray(scored.T)
     result = np.full(len(columns), absent, np.float64)
     for c, (column, truth) in enumerate(zip(columns, truths, strict=True)):
-        if counted is not None:
-            column, truth = column[counted[c]], truth[counted[c]]
+        if kept is not None:
+            column, truth = column[kept[c]], truth[kept[c]]
         if truth.any():
             result[c] = _one_class(column, truth, definition)
     return result
@@ -67,13 +60,13 @@ def _one_class(scores: np.ndarray, truth: np.ndarray, definition: str) -> float:
     order = np.argsort(descending, kind="stable")
     ranks = np.flatnonzero(truth[order])
     total = len(ranks)
-    found = np.arange(1, total + 1, dtype=np.float64)
+    hits = np.arange(1, total + 1, dtype=np.float64)
     if definition == "sklearn":
         # a positive counts with the precision at the end of its group of equal scores
         ranked = descending[order]
         ends = np.searchsorted(ranked, ranked[ranks], side="right")
         return float(np.mean(np.searchsorted(ranks, ends) / ends))
-    precision = found / (ranks + 1)
+    precision = hits / (ranks + 1)
     if definition == "raw":
         return float(precision.mean())
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -85,13 +78,13 @@ def _one_class(scores: np.ndarray, truth: np.ndarray, definition: str) -> float:
 
 
 def precision_recall_f1(
-    scores: np.ndarray,
-    labels: np.ndarray,
+    scores: Real[np.ndarray, "N l"],
+    labels: Shaped[np.ndarray, "N l"],
     *,
     threshold: float = 0.0,
     topk: int | None = None,
     strict: bool = False,
-    scored: np.ndarray | None = None,
+    scored: Shaped[np.ndarray, "N l"] | None = None,
     undefined_precision: str = "zero",
     undefined_recall: str = "skip",
     pad_predicted: bool = False,
@@ -100,7 +93,7 @@ def precision_recall_f1(
     """Per-class and overall precision, recall and F1 at a threshold.
 
     Args:
-      scores, labels, scored: (N l); an entry that is not scored is neither predicted nor true.
+      scored: an entry that is not scored is neither predicted nor true.
       threshold: on the scale of the scores: 0 for logits means a probability of one half.
       topk: predict only the k labels of highest score of each image (equal scores: the first), and these only if they
         pass the threshold: an image may have fewer than k. The choice is made among all labels, scored or not.
@@ -124,25 +117,25 @@ def precision_recall_f1(
         predicted &= scored
         labels = labels & scored
     correct = np.count_nonzero(predicted & labels, axis=0).astype(np.float64)
-    guessed = np.count_nonzero(predicted, axis=0).astype(np.float64)
+    positive = np.count_nonzero(predicted, axis=0).astype(np.float64)
     true = np.count_nonzero(labels, axis=0).astype(np.float64)
 
-    precision = _ratio(correct, guessed, undefined_precision)
+    precision = _ratio(correct, positive, undefined_precision)
     recall = _ratio(correct, true, undefined_recall)
     cp, cr = _mean(precision), _mean(recall)
-    made = np.maximum(guessed, 1) if pad_predicted else guessed
-    op, or_ = (float(correct.sum() / max(total.sum(), 1)) for total in (made, true))
+    predictions = np.maximum(positive, 1) if pad_predicted else positive
+    op, or_ = (float(correct.sum() / max(total.sum(), 1)) for total in (predictions, true))
     cf1 = _harmonic(cp, cr)
     if per_class_f1:
-        f1 = 2 * correct / np.maximum(guessed + true, 1)
+        f1 = 2 * correct / np.maximum(positive + true, 1)
         cf1 = _mean(np.where(np.isnan(recall), np.nan, f1))
     return {"CP": cp, "CR": cr, "CF1": cf1, "OP": op, "OR": or_, "OF1": _harmonic(op, or_)}
 
 
 def evaluate(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    scored: np.ndarray | None = None,
+    scores: Real[np.ndarray, "N l"],
+    labels: Shaped[np.ndarray, "N l"],
+    scored: Shaped[np.ndarray, "N l"] | None = None,
     *,
     classes: Sequence[str],
     definition: str = "raw",
@@ -159,10 +152,9 @@ def evaluate(
     """All metrics of a split, in percent, as report.json holds them.
 
     Args:
-      scores, labels, scored: (N l).
-      classes: the l names.
+      classes: the names of the labels.
       scored_in: where `scored` is obeyed: "all", or "AP": in P/R/F1 entries that are not scored then count
-        with their label (ML-GCN counts difficult objects as negatives there, C-Tran counts given labels).
+        with their label (ML-GCN counts difficult objects as negatives there, C-Tran counts its input labels).
       absent: "leave_out" or "zero": what a class without a positive does to mAP.
       others: see `average_precision` and `precision_recall_f1`; `PROTOCOLS` has each repository's.
     Returns:
@@ -172,8 +164,8 @@ def evaluate(
     Raises:
       UserError: shapes differ, a score is NaN, or a setting is unknown.
     """
-    _one_of("scored_in", scored_in, ("all", "AP"))
-    _one_of("absent", absent, ("leave_out", "zero"))
+    one_of("scored_in", scored_in, ("all", "AP"))
+    one_of("absent", absent, ("leave_out", "zero"))
     scores, labels, scored = _checked(scores, labels, scored)
     if len(classes) != scores.shape[1]:
         raise UserError(
@@ -213,7 +205,7 @@ _V1 = {"scored_in": "AP"}
 _ENV = {"definition": "env"}
 
 # How each repository computes its own numbers: keywords for `evaluate`, thresholds on logits. Which entries are
-# scored is the data set's policy; here is only what is done with them.
+# scored is the policy of the data set, not of the protocol.
 PROTOCOLS: dict[str, dict[str, Any]] = {
     "mlgcn": _FAMILY | _V1,
     "addgcn": _FAMILY | _V1,
@@ -244,8 +236,7 @@ def protocol(name: str, *, probabilities: bool = False) -> dict[str, Any]:
     Raises:
       UserError: no such protocol.
     """
-    if name not in PROTOCOLS:
-        raise UserError(f"There is no evaluation protocol {name!r}{nearest(name, PROTOCOLS)}.")
+    one_of("The evaluation protocol", name, PROTOCOLS)
     settings = dict(PROTOCOLS[name])
     if probabilities:
         settings["threshold"] = 1 / (1 + math.exp(-settings.get("threshold", 0.0)))
@@ -287,7 +278,7 @@ def _top(scores: np.ndarray, k: int) -> np.ndarray:
 
 def _ratio(part: np.ndarray, whole: np.ndarray, undefined: str) -> np.ndarray:
     """part / whole; where whole is 0: 0 for "zero", NaN (to be left out) for "skip"."""
-    _one_of("an undefined precision or recall", undefined, ("zero", "skip"))
+    one_of("undefined_precision or undefined_recall", undefined, ("zero", "skip"))
     ratio = part / np.maximum(whole, 1)
     return ratio if undefined == "zero" else np.where(whole > 0, ratio, np.nan)
 
@@ -300,8 +291,3 @@ def _mean(values: np.ndarray) -> float:
 
 def _harmonic(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b > 0 else 0.0
-
-
-def _one_of(what: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise UserError(f"The metrics' setting for {what} is {value!r}{nearest(value, options)}.")

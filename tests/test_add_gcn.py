@@ -8,7 +8,7 @@ import released_names
 from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.add_gcn import ADDGCN
 from mljax.types import Meta
 from mljax.weights import published
@@ -22,7 +22,9 @@ def meta(count=L):
 
 
 def build(count=L, **settings):
-    return ADDGCN(backbone=None, criterion=criterion({"name": "bce"}), meta=meta(count), **{"width": W, **settings})
+    return ADDGCN(
+        backbone=None, criterion=Criterion.from_config({"name": "bce"}), meta=meta(count), **{"width": W, **settings}
+    )
 
 
 def batch(feature_map=None):

@@ -364,7 +364,7 @@ def test_timms_tresnet_names_and_plain_gains(name):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"layer1.0.conv7.weightx": 0}, "'layer1.0.conv7.weightx' is no weight of a ResNet"),
+    ({"layer1.0.conv7.weightx": 0}, "'layer1.0.conv7.weightx' is not a weight of a ResNet"),
     ({"layer2.0.bn1.running_var": None}, "lack 'layer2_0/bn1/var'"),
     ({"layer2.0.conv1.weight": None}, "lack 'layer2_0/conv1/kernel'"),
     ({k: None for k in ("bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")}, "lack 'stem/bn/scale'"),
@@ -380,9 +380,9 @@ def test_other_broken_files():
     _, weights, _ = golden("basic")
     with pytest.raises(UserError, match=r"No weight of a ResNet has the prefix 'net\.'"):
         resnet.convert(weights, prefix="net.")
-    with pytest.raises(UserError, match="is no weight of a TResNet"):
+    with pytest.raises(UserError, match="is not a weight of a TResNet"):
         tresnet.convert(weights)
-    with pytest.raises(UserError, match="'block/kernel' is no weight of a Keras MobileNetV1"):
+    with pytest.raises(UserError, match="'block/kernel' is not a weight of a Keras MobileNetV1"):
         mobilenet.convert({"block/kernel": np.zeros((1, 1, 2, 2))})
     parts = ("gamma", "beta", "moving_mean", "moving_variance")
     layer = {"conv_pw_2/kernel": np.zeros((1, 1, 2, 2))} | {f"conv_pw_2_bn/{p}": np.zeros(2) for p in parts}
@@ -405,7 +405,7 @@ def shapes(net, size=(32, 32)):
     ({"frozen": "layer9"}, "no stage 'layer9'"),
     ({"frozen": "layer2"}, "as in 'stem,layer1,layer2'"),
     ({"norm": "group"}, "norm is 'group'"),
-    ({"in_channels": 1}, "wants (b, h, w, 1)"),
+    ({"in_channels": 1}, "expected (b, h, w, 1)"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", TINY)
 def test_wrong_settings_are_named(name, fields, message):

@@ -18,7 +18,7 @@ from mljax.check import check
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.layers import sine_position
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.c_tran import CTran, known_in_evaluation, random_known
 from mljax.types import Meta
 from mljax.weights import published
@@ -33,7 +33,10 @@ def meta(labels=L):
 
 def build(labels=L, reduction="sum", **settings):
     return CTran(
-        backbone=None, criterion=criterion({"name": "bce", "reduction": reduction}), meta=meta(labels), **settings
+        backbone=None,
+        criterion=Criterion.from_config({"name": "bce", "reduction": reduction}),
+        meta=meta(labels),
+        **settings,
     )
 
 
@@ -108,7 +111,7 @@ def test_golden_losses(case):
     file = np.load(golden_file("losses.npz"))
     labels = file["in/labels"].astype(np.float32)
     asked = (file["in/partial_labels"] == -1).astype(np.float32) if case == "unknown_only" else np.ones_like(labels)
-    loss = criterion({"name": "bce", "reduction": "sum"})
+    loss = Criterion.from_config({"name": "bce", "reduction": "sum"})
     data = {"labels": labels, "observed": np.ones_like(labels), "mask": np.ones(len(labels), np.float32)}
     found, grad = jax.value_and_grad(lambda x: loss(x, data, observed=asked))(jnp.asarray(file["in/logits_normal"]))
     np.testing.assert_allclose(found, file[f"out/ctran/{case}/normal/loss"], rtol=1e-5)

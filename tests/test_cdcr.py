@@ -7,7 +7,7 @@ import pytest
 import toy
 from mljax import experiment
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.cdcr import CDCR
 from mljax.types import Meta
 from test_resume import same_state, trained_twice
@@ -21,7 +21,7 @@ def meta():
 
 
 def built(**settings):
-    loss = criterion({"name": "bce", "reduction": "sum"})
+    loss = Criterion.from_config({"name": "bce", "reduction": "sum"})
     return CDCR(backbone=None, criterion=loss, meta=meta(), **settings)
 
 

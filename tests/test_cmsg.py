@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.cmsg import CMSG
 from mljax.types import Meta
 
@@ -34,7 +34,7 @@ def build(**settings):
         "saa_layers": 2,
         "threshold": 0.1,
     }
-    loss = criterion({"name": "asl", "reduction": "batch_mean"})
+    loss = Criterion.from_config({"name": "asl", "reduction": "batch_mean"})
     return CMSG(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 
 

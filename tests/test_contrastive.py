@@ -9,7 +9,7 @@ import pytest
 
 from conftest import golden_file
 from mljax import losses
-from mljax.losses import contrastive, partial
+from mljax.losses import contrastive, numeric, weak_labels
 from test_losses import assert_golden, batch, sigmoid, single
 
 
@@ -29,13 +29,13 @@ def known(golden):
 def test_role_golden(golden):
     single = jnp.asarray(golden["in/single_positive_labels"])
     x, theta = jnp.asarray(golden["in/logits_normal"]), jnp.asarray(golden["in/role_theta"])
-    assert_golden(golden, "spml_role/normal", lambda x, t: partial.role(x, t, single, expected=2.9), x, theta)
+    assert_golden(golden, "spml_role/normal", lambda x, t: weak_labels.role(x, t, single, expected=2.9), x, theta)
 
 
 def test_cooccurrence_golden(golden, known):
     pairs = jnp.asarray(golden["in/ist_pair_logits_normal"])
     name = "sst_ist/gn2_gp1_clip0.05_mean/normal"
-    assert_golden(golden, name, lambda x: partial.cooccurrence_loss(x, *known).mean(), pairs)
+    assert_golden(golden, name, lambda x: weak_labels.cooccurrence_loss(x, *known).mean(), pairs)
 
 
 def ternary(labels, observed, pseudo):
@@ -46,8 +46,8 @@ def ternary(labels, observed, pseudo):
 @pytest.mark.parametrize("threshold", ["0.95", "0.75", "0.5", "0.3"])
 def test_pseudo_labels_golden(golden, known, threshold):
     labels, observed = known
-    scores = partial.cooccurrence_scores(jnp.asarray(golden["in/ist_pair_logits_normal"]), *known)
-    pseudo = partial.pseudo_positives(scores, observed, float(threshold))
+    scores = weak_labels.cooccurrence_scores(jnp.asarray(golden["in/ist_pair_logits_normal"]), *known)
+    pseudo = weak_labels.pseudo_positives(scores, observed, float(threshold))
     wanted = golden[f"out/sst_ist_pseudo/theta{threshold}/normal"]
     np.testing.assert_array_equal(ternary(labels, observed, pseudo), wanted)
 
@@ -56,9 +56,9 @@ def test_pseudo_labels_golden(golden, known, threshold):
 def test_memory_golden(golden, known, threshold):
     labels, observed = known
     features, memory = jnp.asarray(golden["in/cst_feature"]), jnp.asarray(golden["in/cst_queue"])
-    scores = partial.memory_scores(features, memory)
+    scores = weak_labels.memory_scores(features, memory)
     np.testing.assert_allclose(scores, golden["out/sst_cst_mean_cosine"], rtol=1e-5, atol=1e-6)
-    pseudo = partial.pseudo_positives(scores, observed, float(threshold))
+    pseudo = weak_labels.pseudo_positives(scores, observed, float(threshold))
     wanted = golden[f"out/sst_cst_pseudo/theta{threshold}"]
     np.testing.assert_array_equal(ternary(labels, observed, pseudo), wanted)
 
@@ -83,10 +83,10 @@ def test_supervised_contrastive_golden(golden):
 def test_candidate_weights_by_hand():
     confidence = jnp.asarray([[0.7, 0.5], [0.5, 0.1], [0.9, 0.9]])
     candidates = jnp.asarray([[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
-    np.testing.assert_array_equal(partial.candidate_weights(confidence, candidates), [[1, 0], [0, 0], [1, 1]])
+    np.testing.assert_array_equal(weak_labels.candidate_weights(confidence, candidates), [[1, 0], [0, 0], [1, 1]])
     # class means .6 and .3, overall .45: a candidate passes from .15 above its class mean
     np.testing.assert_array_equal(
-        partial.candidate_weights(confidence, candidates, difficulty_aware=True), [[0, 1], [0, 0], [1, 1]]
+        weak_labels.candidate_weights(confidence, candidates, difficulty_aware=True), [[0, 1], [0, 0], [1, 1]]
     )
 
 
@@ -192,8 +192,8 @@ def test_pseudo_label_scores_loop():
     z = np.float64(rng.random((3, 4)) < 0.7)
     y = z * (rng.random((3, 4)) < 0.6)
     y[2] = 0
-    assert partial.pair_index(80).shape == (2, 3160)
-    pairs = [tuple(pair) for pair in partial.pair_index(4).T.tolist()]
+    assert weak_labels.pair_index(80).shape == (2, 3160)
+    pairs = [tuple(pair) for pair in weak_labels.pair_index(4).T.tolist()]
     assert pairs == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
     together, cosines = np.zeros((3, 4)), np.zeros((3, 4))
     for i in range(3):
@@ -205,10 +205,12 @@ def test_pseudo_label_scores_loop():
             together[i, a] = sum(probabilities) / max(len(known), 1)
             f = features[i, a] / np.linalg.norm(features[i, a])
             cosines[i, a] = np.mean([f @ m / max(np.linalg.norm(m), 1e-8) for m in memory[a]])
-    found = jax.jit(partial.cooccurrence_scores)(*single(pair_logits, y, z))
+    found = jax.jit(weak_labels.cooccurrence_scores)(*single(pair_logits, y, z))
     np.testing.assert_allclose(found, together, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.jit(partial.memory_scores)(*single(features, memory)), cosines, rtol=1e-5, atol=1e-6)
-    pseudo = partial.pseudo_positives(found, jnp.asarray(z, jnp.float32), 0.5)
+    np.testing.assert_allclose(
+        jax.jit(weak_labels.memory_scores)(*single(features, memory)), cosines, rtol=1e-5, atol=1e-6
+    )
+    pseudo = weak_labels.pseudo_positives(found, jnp.asarray(z, jnp.float32), 0.5)
     np.testing.assert_array_equal(pseudo, (together >= 0.5) & (z == 0))
 
 
@@ -223,7 +225,7 @@ def whole_batch_losses():
 
     def supervised(x, f, y, z, mask, axis):
         rows = jnp.tile(jnp.eye(y.shape[1]), (y.shape[0], 1))
-        vectors = partial.unit(f.reshape(-1, f.shape[-1]))
+        vectors = numeric.unit(f.reshape(-1, f.shape[-1]))
         active = (y * mask[:, None]).reshape(-1)
         return contrastive.supervised_contrastive(vectors, rows, active, axis=axis)
 
@@ -231,10 +233,10 @@ def whole_batch_losses():
         return contrastive.cross_image(f, y, z * mask[:, None], key=jax.random.key(1), axis=axis)
 
     def role(x, f, y, z, mask, axis):
-        return partial.role(x, f[..., 0], y, expected=1.5, mask=mask, axis=axis)
+        return weak_labels.role(x, f[..., 0], y, expected=1.5, mask=mask, axis=axis)
 
     def epr(x, f, y, z, mask, axis):
-        return partial.epr(x, y, expected=1.5, mask=mask, axis=axis)
+        return weak_labels.epr(x, y, expected=1.5, mask=mask, axis=axis)
 
     hows = {how: reduced(how) for how in ("mean", "batch_mean", "sum")}
     return hows | {"supervised": supervised, "cross": cross, "role": role, "epr": epr}
@@ -262,5 +264,5 @@ def test_pmap_equals_jit(name):
 def test_expected_positives_by_hand():
     p = jnp.asarray([[0.5, 0.5, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
     mask = jnp.asarray([1.0, 1.0, 0.0])
-    np.testing.assert_allclose(partial.expected_positives(p, 1.0, mask=mask), (1.5 / 3) ** 2, rtol=1e-6)
-    assert partial.expected_positives(p, 1.0, mask=jnp.zeros(3)) == 0
+    np.testing.assert_allclose(weak_labels.expected_positives(p, 1.0, mask=mask), (1.5 / 3) ** 2, rtol=1e-6)
+    assert weak_labels.expected_positives(p, 1.0, mask=jnp.zeros(3)) == 0

@@ -10,7 +10,7 @@ from conftest import golden_file
 from mljax import experiment
 from mljax.check import check
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.optim.schedules import make_schedule
 from mljax.systems.csra import CSRA, TEMPERATURES
 from mljax.types import Meta
@@ -23,7 +23,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 def build(labels=L, **settings):
     nothing = np.zeros((0, labels), np.uint8)
     meta = Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=nothing, observed=nothing)
-    return CSRA(backbone=None, criterion=criterion({"name": "bce"}), meta=meta, **settings)
+    return CSRA(backbone=None, criterion=Criterion.from_config({"name": "bce"}), meta=meta, **settings)
 
 
 def golden(heads):

@@ -9,7 +9,6 @@ import pytest
 import toy
 from mljax import experiment, train
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
 from mljax.systems.curriculum import STRATEGIES, Curriculum, relabel
 from mljax.types import Meta
 from test_resume import last_state, same_state, trained_twice
@@ -84,7 +83,7 @@ def batch(rows):
 
 
 def built(**settings):
-    return Curriculum(backbone=None, criterion=criterion(settings.pop("loss", LOSS)), meta=meta(), **settings)
+    return Curriculum(backbone=None, criterion=Criterion.from_config(settings.pop("loss", LOSS)), meta=meta(), **settings)
 
 
 def test_loss_is_that_of_known_and_made_labels():

@@ -9,7 +9,7 @@ import released_names
 from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems import _graph
 from mljax.systems.gatn import GATN
 from mljax.types import Meta
@@ -27,7 +27,7 @@ def meta(vectors=True, count=L):
 
 def build(facts=None, **settings):
     facts = meta() if facts is None else facts
-    return GATN(backbone=None, criterion=criterion({"name": "bce"}), meta=facts, **{"width": 5, **settings})
+    return GATN(backbone=None, criterion=Criterion.from_config({"name": "bce"}), meta=facts, **{"width": 5, **settings})
 
 
 def batch(feature_map=None, count=L):

@@ -10,7 +10,7 @@ import pytest
 from conftest import golden_file
 from mljax import losses
 from mljax.errors import UserError
-from mljax.losses import contrastive, partial
+from mljax.losses import contrastive, weak_labels
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def partial_losses(known, golden):
         "spml_iu": reduced("iu", labels, observed),
         # row 0 has no true positive: where the oracle and the single positive disagree, the oracle wins
         "spml_iun": reduced("iu", single * full, oracle),
-        "spml_epr": lambda x: partial.epr(x, single, expected=2.9),
+        "spml_epr": lambda x: weak_labels.epr(x, single, expected=2.9),
         "spml_pr": lambda x: contrastive.ranking(x, single).mean(),
         "asl_single_label/gp0_gn4_eps0.1": lambda x: losses.asl_single_label(x, jnp.arange(8)).mean(),
     }
@@ -124,7 +124,7 @@ def test_every_golden_loss_is_tested(golden):
 
 def test_pairs_of_the_labels_of_coco():
     """By hand: 80 * 79 / 2 pairs, row by row of the upper triangle."""
-    places = {(int(i), int(j)): n for n, (i, j) in enumerate(partial.pair_index(80).T)}
+    places = {(int(i), int(j)): n for n, (i, j) in enumerate(weak_labels.pair_index(80).T)}
     assert len(places) == 3160
     assert places[0, 1] == 0 and places[0, 79] == 78 and places[1, 2] == 79
 

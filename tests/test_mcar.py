@@ -15,7 +15,7 @@ from conftest import golden_file, weights
 from mljax import train
 from mljax.convolution import Conv
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.pipeline import transforms
 from mljax.systems import _mcar
 from mljax.systems.mcar import MCAR
@@ -40,7 +40,7 @@ class Trunk(nn.Module):
 def build(labels=5, backbone=None, **settings):
     nothing = np.zeros((0, labels), np.uint8)
     meta = Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=nothing, observed=nothing)
-    return MCAR(backbone=backbone, criterion=criterion({"name": "bce"}), meta=meta, **settings)
+    return MCAR(backbone=backbone, criterion=Criterion.from_config({"name": "bce"}), meta=meta, **settings)
 
 
 def golden():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 
+import jaxtyping
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
@@ -300,7 +301,8 @@ def test_protocols_of_single_differences(golden):
     np.testing.assert_allclose(pat["CP"], 100 * precision.mean(), rtol=1e-12)
 
 
-def test_errors():
+def test_errors(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the annotations would say it first
     good = np.zeros((2, 3))
     with pytest.raises(UserError, match=r"labels \(3, 2\) differ"):
         metrics.average_precision(good, np.zeros((3, 2)))

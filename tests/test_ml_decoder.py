@@ -9,7 +9,7 @@ import released_names
 from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.ml_decoder import ml_decoder, with_labels
 from mljax.types import Meta
 from mljax.weights import published
@@ -28,7 +28,7 @@ def meta(labels, vectors=None):
 
 
 def build(labels, vectors=None, **settings):
-    loss = criterion({"name": "asl", "gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05, "reduction": "sum"})
+    loss = Criterion.from_config({"name": "asl", "gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05, "reduction": "sum"})
     sizes = {"width": 32, "heads": 8, "ffn": 2048}
     return ml_decoder(backbone=None, criterion=loss, meta=meta(labels, vectors), **{**sizes, **settings})
 

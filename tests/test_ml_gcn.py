@@ -9,7 +9,7 @@ import released_names
 from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems import _graph
 from mljax.systems.ml_gcn import MLGCN
 from mljax.types import Meta
@@ -36,7 +36,9 @@ def meta(labels=None, observed=None, vectors=None, count=L):
 
 def build(facts=None, **settings):
     facts = meta() if facts is None else facts
-    return MLGCN(backbone=None, criterion=criterion({"name": "bce"}), meta=facts, **{"width": 5, **settings})
+    return MLGCN(
+        backbone=None, criterion=Criterion.from_config({"name": "bce"}), meta=facts, **{"width": 5, **settings}
+    )
 
 
 def batch(feature_map=None):

@@ -15,7 +15,7 @@ from mljax.config.stages import stage_configs
 from mljax.config.text import differences
 from mljax.errors import UserError
 from mljax.losses import contrastive
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.systems.mulcon import PUBLISHED, every_view, mulcon
 from mljax.types import Meta
@@ -32,7 +32,7 @@ def meta(labels=L):
 
 
 def build(labels=L, **settings):
-    loss = criterion({"name": "bce", "reduction": "mean"})
+    loss = Criterion.from_config({"name": "bce", "reduction": "mean"})
     small = {"width": 6, "heads": K, "embedding_width": 4, "std": 0.5}
     return mulcon(backbone=None, criterion=loss, meta=meta(labels), **(small | settings))
 

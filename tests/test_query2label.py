@@ -10,7 +10,7 @@ from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.layers import sine_position
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.query2label import query2label
 from mljax.types import Meta
 from mljax.weights import published
@@ -29,7 +29,7 @@ def meta(labels=L):
 
 
 def build(labels=L, **settings):
-    loss = criterion({"name": "asl", "gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.0, "eps": 1e-5})
+    loss = Criterion.from_config({"name": "asl", "gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.0, "eps": 1e-5})
     return query2label(backbone=None, criterion=loss, meta=meta(labels), **{"heads": HEADS, "ffn": 64, **settings})
 
 

@@ -14,7 +14,7 @@ from mljax.check import check
 from mljax.config.overrides import override
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.optim import groups
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.systems.role import Role, RoleCriterion
@@ -59,7 +59,7 @@ def test_losses_of_a_config_equal_the_authors(golden, name, section):
         data = batch_of(single * full, np.maximum(single * full, 1 - full))
     else:
         data = batch_of(single, single)
-    loss = criterion({**section, "reduction": "mean"})
+    loss = Criterion.from_config({**section, "reduction": "mean"})
     x = jnp.asarray(golden["in/logits_normal"])
     value, gradient = jax.value_and_grad(lambda x: loss(x, data))(x)
     np.testing.assert_allclose(value, golden[f"out/{name}/normal/loss"], rtol=1e-5)
@@ -77,14 +77,14 @@ def test_losses_of_a_config_equal_the_authors(golden, name, section):
 )
 def test_wrong_losses(section, said):
     with pytest.raises(UserError, match=said):
-        criterion(section)
+        Criterion.from_config(section)
 
 
 @pytest.mark.parametrize("name", ["an", "an_ls", "wan", "epr", "pr", "iu", "bce", "partial_bce"])
 @pytest.mark.parametrize("labels", [1, 5])
 def test_nothing_known_and_one_class_are_finite(name, labels):
     """Every combination of known and positive, for one label and more, at extreme logits too."""
-    loss = criterion({"name": name, **({"expected": 1.0} if name == "epr" else {})})
+    loss = Criterion.from_config({"name": name, **({"expected": 1.0} if name == "epr" else {})})
     for scale in (1.0, 1e4):
         x = jnp.asarray(np.random.default_rng(0).normal(size=(4, labels)) * scale, jnp.float32)
         for y, known in ((0, 0), (1, 1), (0, 1)):

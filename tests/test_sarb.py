@@ -12,7 +12,7 @@ import toy
 from conftest import close, golden_file, weights
 from mljax import experiment
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.scoring import Scorer
 from mljax.systems._prototypes import kmeans, prototypes
 from mljax.systems.sarb import _reversed, sarb
@@ -22,7 +22,7 @@ from test_ssgrl import L, batch, meta, nhwc
 
 
 def build(**settings):
-    loss = criterion(settings.pop("loss", {"name": "bce"}))
+    loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
     defaults = {"width": 8, "hidden": 5, "output": 7, "pool": 1, "count": 3, "steps_per_epoch": 10, "start": 2}
     return sarb(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 

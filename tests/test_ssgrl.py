@@ -9,7 +9,7 @@ import toy
 from conftest import close, golden_file
 from mljax.errors import UserError
 from mljax.layers import SemanticPooling
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems.ssgrl import ssgrl
 from mljax.types import Meta
@@ -29,7 +29,7 @@ def meta(vectors=None, labels=None, observed=None, count=L):
 
 
 def build(**settings):
-    loss = criterion(settings.pop("loss", {"name": "bce"}))
+    loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
     return ssgrl(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **({"width": 14} | settings))
 
 

@@ -11,8 +11,8 @@ import pytest
 import toy
 from conftest import close, golden_file
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
-from mljax.losses.partial import pair_index
+from mljax.losses.criterion import Criterion
+from mljax.losses.weak_labels import pair_index
 from mljax.systems._pairs import PairHead, measure, push
 from mljax.systems.sst import Thresholds, sst
 from mljax.weights import published
@@ -22,7 +22,7 @@ PAIRS = L * (L - 1) // 2
 
 
 def build(**settings):
-    loss = criterion(settings.pop("loss", {"name": "bce"}))
+    loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
     defaults = {"width": 8, "hidden": 5, "output": 7, "pool": 1, "memory": 4, "steps_per_epoch": 10, "start": 2}
     return sst(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 

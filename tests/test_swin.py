@@ -380,7 +380,7 @@ def test_convert_refuses_other_files():
     ("settings", "shape", "words"),
     [
         ({}, (1, 100, 64, 3), "multiples of 32.*100x64.*96x64"),
-        ({}, (64, 64, 3), "wants"),
+        ({}, (64, 64, 3), "expected"),
         ({"endpoints": ("64",)}, (1, 64, 64, 3), "64"),
         ({"frozen": "layer5"}, (1, 64, 64, 3), "layer5"),
         ({"frozen": "layer1"}, (1, 64, 64, 3), "stem,layer1"),

@@ -12,7 +12,7 @@ import toy
 from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
-from mljax.losses.criterion import criterion
+from mljax.losses.criterion import Criterion
 from mljax.systems.tdrg import TDRG, cross_scale, resize, top_share
 from mljax.types import Meta
 from mljax.weights import published
@@ -26,7 +26,7 @@ def meta(labels=L):
 
 
 def build(**settings):
-    loss = criterion({"name": "soft_margin"})
+    loss = Criterion.from_config({"name": "soft_margin"})
     return TDRG(backbone=None, criterion=loss, meta=meta(), **{"width": D, "ffn": 40, **settings})
 
 

@@ -394,7 +394,7 @@ def test_files_are_identified():
     ("settings", "shape", "words"),
     [
         ({}, (1, 100, 64, 3), "multiples of 16.*100x64.*96x64"),
-        ({}, (64, 64, 3), "wants"),
+        ({}, (64, 64, 3), "expected"),
         ({"endpoints": ("32",)}, (1, 64, 64, 3), "32"),
         ({"frozen": "block4"}, (1, 64, 64, 3), "block4"),
         ({"frozen": "block1"}, (1, 64, 64, 3), "stem,block1"),

@@ -15,7 +15,7 @@ from mljax import experiment
 from mljax.analyze.inputs import CELL, Inputs, filename, photo_flags
 from mljax.config.command import Parser
 from mljax.errors import UserError
-from mljax.losses import partial
+from mljax.losses import weak_labels
 from mljax.pictures import plots
 from mljax.pipeline import loader
 from mljax.pipeline.images import decode
@@ -60,7 +60,7 @@ def cooccurrence(inputs: Inputs, args: argparse.Namespace) -> dict[str, Any]:
     results, images = [], iter(shown)
     for _, scores, out in inputs.run.stream([image for _, image, _ in shown]):
         extra: Any = out.extra
-        matrices = np.asarray(partial.cooccurrence_matrix(extra["pair_logits"], len(classes)))
+        matrices = np.asarray(weak_labels.cooccurrence_matrix(extra["pair_logits"], len(classes)))
         for row, matrix in zip(scores, matrices):
             name, image, truth = next(images)
             columns = chosen or _most_likely(row, truth, args.top)

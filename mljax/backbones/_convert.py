@@ -41,7 +41,7 @@ def convert_torch(
             continue
         path = module(owner)
         if path is None or leaf not in _NORM_LEAVES:
-            raise UserError(f"{prefix + name!r} is no weight of a {family}; give such a file, or a prefix.")
+            raise UserError(f"{prefix + name!r} is not a weight of a {family}; give such a file, or a prefix.")
         if is_norm(path):
             kind = params if leaf in ("weight", "bias") else stats
             kind[f"{path}/{_NORM_LEAVES[leaf]}"] = np.asarray(value)

@@ -54,23 +54,23 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     official = _transformer.official_names(state, "swin.", _TRANSFORMERS, _LEFT_OUT, "Swin")
     # timm since 2023: layers.1.downsample is what was layers.0.downsample.
-    late = not any(name.startswith("layers.0.downsample.") for name in official)
+    merge_first = not any(name.startswith("layers.0.downsample.") for name in official)
     flat = {}
     for name, value in official.items():
-        place, leaf = _place(name, late), name.rpartition(".")[2]
+        place, leaf = _place(name, merge_first), name.rpartition(".")[2]
         if place is None or leaf not in ("weight", "bias", _TABLE):
             raise UserError(
-                f"{name!r} is no weight of a Swin Transformer (version 1, no absolute positions); give such a file, or"
-                " another backbone."
+                f"{name!r} is not a weight of a Swin Transformer (version 1, no absolute positions); give such a file,"
+                " or another backbone."
             )
         leaf, value = ("bias_table", value) if leaf == _TABLE else _transformer.torch_leaf(leaf, value)
         flat[place + leaf] = value
     return {"params": nest(flat), "batch_stats": {}}
 
 
-def _place(name: str, late: bool) -> str | None:
+def _place(name: str, merge_first: bool) -> str | None:
     """Path of the module that holds an official name, or None."""
-    back = 1 if late and ".downsample." in name else 0
+    back = 1 if merge_first and ".downsample." in name else 0
     name = re.sub(r"^layers\.(\d+)", lambda m: f"layer{int(m[1]) + 1 - back}", name)
     name = re.sub(r"\.blocks\.(\d+)", lambda m: f".blocks.block{int(m[1]) + 1}", name)
     for pattern, path in _PLACES:

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Array, Float
 
-from mljax import convolution
+from mljax.backbones import _common
 from mljax.errors import UserError
+from mljax.types import ArrayLike
 
 # timm's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations out: a plain normal.
 SMALL_NORMAL = nn.initializers.normal(0.02)
@@ -26,7 +28,7 @@ class LayerNorm(nn.Module):
     eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         norm = nn.LayerNorm(self.eps, dtype=jnp.float32, use_fast_variance=False)
         # Its parameters are this module's: one level less in every path.
         nn.share_scope(self, norm)
@@ -39,7 +41,7 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b *rest"], train: bool) -> Float[Array, "b *rest"]:
         if not train or self.rate == 0.0:
             return x
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
@@ -47,24 +49,24 @@ class DropPath(nn.Module):
 
 
 class Mlp(nn.Module):
-    """(.. d) -> 4d, activation, -> d."""
+    """A linear layer to 4d, the activation, a linear layer back to d."""
 
     activation: Callable[[jax.Array], jax.Array]
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         d = x.shape[-1]
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
         return dense(d, name="fc2")(self.activation(dense(4 * d, name="fc1")(x)))
 
 
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x Phi(x), exact."""
     return jax.nn.gelu(x, approximate=False)
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """x sigmoid(1.702 x): Microsoft's CvT."""
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -76,13 +78,13 @@ def rates(highest: float, count: int) -> tuple[float, ...]:
       UserError: not in [0, 1).
     """
     if not 0.0 <= highest < 1.0:
-        raise UserError(f"The backbone's drop_path is {highest}; it is a share of images, in [0, 1).")
+        raise UserError(f"config.backbone.drop_path is {highest}; expected a share of images, in [0, 1).")
     return tuple(np.linspace(0.0, highest, count).tolist())
 
 
-def check_image(image: jax.Array, multiple: int, name: str) -> None:
+def check_image(image: _common.Image, multiple: int, name: str) -> None:
     """UserError unless the image is (b h w 3) with sides that are multiples of `multiple`."""
-    convolution.check_image(image, 3, name)
+    _common.check_image(image, 3, name)
     h, w = image.shape[1:3]
     if h % multiple or w % multiple or not h or not w:
         near = [max(multiple, round(side / multiple) * multiple) for side in (h, w)]
@@ -153,7 +155,7 @@ def torch_leaf(leaf: str, value: np.ndarray) -> tuple[str, np.ndarray]:
     return "kernel", value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def window_of(table: np.ndarray) -> int:
+def window_of(table: Float[np.ndarray, "offsets k"]) -> int:
     """Side of the window that a bias table of (2*window-1)^2 rows is for.
 
     Raises:
@@ -162,20 +164,20 @@ def window_of(table: np.ndarray) -> int:
     side = round(len(table) ** 0.5)
     if side * side != len(table) or side % 2 == 0:
         raise UserError(
-            f"A relative position bias table has {len(table)} rows, which is no (2*window-1)^2; give weights of Swin"
+            f"A relative position bias table has {len(table)} rows, which is not (2*window-1)^2; give weights of Swin"
             " version 1 with square windows."
         )
     return (side + 1) // 2
 
 
-def resize_bias_table(table: np.ndarray, window: int) -> np.ndarray:
-    """((2*old-1)^2 k) -> ((2*window-1)^2 k): bicubic over the offsets, every head by itself."""
+def resize_bias_table(table: Float[np.ndarray, "_ k"], window: int) -> Float[np.ndarray, "(2*{window}-1)**2 k"]:
+    """The table for another window: bicubic over the offsets, every head on its own."""
     old, new = 2 * window_of(table) - 1, 2 * window - 1
     return resize_map(np.asarray(table).reshape(old, old, -1), new, new).reshape(new * new, -1)
 
 
-def resize_map(image: Any, h: int, w: int) -> Any:
-    """(h' w' d) -> (h w d), numpy or jax: bicubic as torch's interpolate(mode="bicubic"), not antialiased."""
+def resize_map(image: Float[ArrayLike, "_ _ d"], h: int, w: int) -> Float[ArrayLike, "{h} {w} d"]:
+    """Bicubic as torch's interpolate(mode="bicubic"), not antialiased."""
     rows, columns = _bicubic(image.shape[0], h), _bicubic(image.shape[1], w)
     if isinstance(image, jax.Array):
         rows, columns = (jnp.asarray(matrix, image.dtype) for matrix in (rows, columns))

@@ -3,23 +3,23 @@
 Wu et al., "CvT: Introducing Convolutions to Vision Transformers", ICCV 2021, arXiv 2103.15808.
 """
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
-from mljax import convolution
-from mljax.backbones import _transformer
+from mljax.backbones import _common, _transformer
+from mljax.backbones._common import Endpoints, Image
+from mljax.backbones._cvt_weights import convert
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp
 from mljax.convolution import BatchNorm, Conv
-from mljax.errors import UserError, nearest
-from mljax.trees import nest
+from mljax.errors import one_of
+from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
 STRIDES = ("4", "8", "16")
@@ -36,7 +36,7 @@ class _Embed(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"]) -> Float[Array, "b _ _ {self.features}"]:
         conv = Conv(
             self.features,
             self.size,
@@ -59,8 +59,8 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, shape: tuple[int, int], train: bool) -> jax.Array:
-        """tokens: (b n d), n = h*w or, with a class token in front, 1 + h*w; shape: (h, w)."""
+    def __call__(self, tokens: Float[Array, "b n d"], shape: tuple[int, int], train: bool) -> Float[Array, "b n d"]:
+        """n = h*w or, with a class token in front, 1 + h*w; shape: (h, w)."""
         b, n, d = tokens.shape
         split = n - shape[0] * shape[1]
         image = tokens[:, split:].reshape(b, *shape, d)
@@ -90,7 +90,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, shape: tuple[int, int], train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b n d"], shape: tuple[int, int], train: bool) -> Float[Array, "b n d"]:
         attention = _Attention(self.heads, self.mode, self.axis, self.dtype, name="attention")
         y = attention(LayerNorm(self.dtype, name="norm1")(x), shape, train)
         x = x + DropPath(self.drop_path, name="drop1")(y, train)
@@ -112,7 +112,7 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         b, h, w, d = x.shape
         tokens = x.reshape(b, h * w, d)
         if self.class_token:
@@ -121,7 +121,13 @@ class _Layer(nn.Module):
         block_type = nn.remat(_Block, static_argnums=(2, 3)) if self.remat else _Block
         for i, rate in enumerate(self.drop_path):
             block = block_type(
-                self.heads, self.activation, rate, self.mode, self.axis, self.dtype, name=f"block{i + 1}"
+                heads=self.heads,
+                activation=self.activation,
+                drop_path=rate,
+                mode=self.mode,
+                axis=self.axis,
+                dtype=self.dtype,
+                name=f"block{i + 1}",
             )
             tokens = block(tokens, (h, w), train)
         return tokens[:, -h * w :].reshape(b, h, w, d)
@@ -146,7 +152,7 @@ class CvT(nn.Module):
       dtype: of the computation, float32 or bfloat16; softmax and norms are float32, as are all parameters.
       axis: pmap axis for the statistics of a batch.
       endpoints: strides to return.
-      remat: compute every block again in the backward pass in place of keeping its insides.
+      remat: recompute every block in the backward pass instead of storing its activations.
       drop_path: stochastic depth of the last block of the last stage; it grows from 0 at the stage's first block, the
         other stages have none (rng "dropout", in training only). The authors train with 0.1, w24 with 0.3.
     No gradient reaches attention/k/bias, nor, in the stages without a class token, attention/k_bn/bias: what is
@@ -169,25 +175,23 @@ class CvT(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
+        """Regular expressions of the paths of the parameters that get no gradient."""
         paths = {"stem": r"^stem/", "layer1": r"^layer1/"}
         paths |= {"layer2": r"^(embed2|layer2)/", "layer3": r"^(embed3|layer3|norm)/"}
-        return convolution.frozen_parameters(self.frozen, self.norm, paths)
+        return _common.frozen_parameters(self.frozen, self.norm, paths)
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
         """(b h w 3) float32, normalised -> {stride: (b h/stride w/stride d)} of `dtype`.
 
         Raises:
           UserError: a size that is not a multiple of 16, or an endpoint, stage, norm or activation that does not exist.
         """
         _transformer.check_image(image, 16, "cvt")
-        convolution.check_endpoints(self.endpoints, STRIDES, "cvt")
-        if self.activation not in ACTIVATIONS:
-            hint = nearest(self.activation, ACTIVATIONS)
-            raise UserError(f"The backbone cvt has no activation {self.activation!r}{hint}.")
-        frozen = convolution.frozen_stages(self.frozen, STAGES)
-        x, found = image, {}
+        _common.check_endpoints(self.endpoints, STRIDES, "cvt")
+        one_of("config.backbone.activation", self.activation, ACTIVATIONS)
+        frozen = _common.frozen_stages(self.frozen, STAGES)
+        x, endpoints = image, {}
         for i, stride in enumerate(STRIDES):
             name, first, last = f"layer{i + 1}", i == 0, i + 1 == len(STRIDES)
             fixed = name in frozen
@@ -196,86 +200,25 @@ class CvT(nn.Module):
             x = _Embed(self.widths[i], size, step, padding, self.dtype, name=embed_name)(x)
             if first and "stem" in frozen:
                 x = lax.stop_gradient(x)
-            drop = _transformer.rates(self.drop_path if last and not fixed else 0.0, self.depths[i])
-            mode = convolution.norm_mode(self.norm, fixed)
             layer = _Layer(
-                self.heads[i], self.activation, drop, last, mode, self.axis, self.remat, self.dtype, name=name
+                heads=self.heads[i],
+                activation=self.activation,
+                drop_path=_transformer.rates(self.drop_path if last and not fixed else 0.0, self.depths[i]),
+                class_token=last,
+                mode=_common.norm_mode(self.norm, fixed),
+                axis=self.axis,
+                remat=self.remat,
+                dtype=self.dtype,
+                name=name,
             )
             x = layer(x, train)
             if last:
                 x = LayerNorm(self.dtype, name="norm")(x)
-            found[stride] = x = lax.stop_gradient(x) if fixed else x
-        return {endpoint: found[endpoint] for endpoint in self.endpoints}
+            endpoints[stride] = x = lax.stop_gradient(x) if fixed else x
+        return {endpoint: endpoints[endpoint] for endpoint in self.endpoints}
 
 
-_LEFT_OUT = re.compile(r"num_batches_tracked$|^head\.|^classifier\.")
-# transformers' names as the authors' names.
-_TRANSFORMERS = (
-    (r"^encoder\.stages\.(\d+)\.", r"stage\1."),
-    (r"^layernorm\.", "norm."),
-    (r"\.embedding\.convolution_embeddings\.projection\.", ".patch_embed.proj."),
-    (r"\.embedding\.convolution_embeddings\.normalization\.", ".patch_embed.norm."),
-    (r"\.layers\.(\d+)\.", r".blocks.\1."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"\.convolution_projection_([qkv])\w+\.convolution_projection\.convolution\.", r".conv_proj_\1.conv."),
-    (r"\.convolution_projection_([qkv])\w+\.convolution_projection\.normalization\.", r".conv_proj_\1.bn."),
-    (r"\.projection_([qkv])\w+\.", r".proj_\1."),
-    (r"\.attention\.attention\.", ".attn."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
-)
-_PLACES = (
-    (r"norm\.", "norm/"),
-    (r"embed1\.patch_embed\.proj\.", "stem/conv/"),
-    (r"embed1\.patch_embed\.norm\.", "stem/norm/"),
-    (r"(embed\d)\.patch_embed\.proj\.", r"\1/conv/"),
-    (r"(embed\d)\.patch_embed\.norm\.", r"\1/norm/"),
-    (r"(layer3)\.(?=cls_token$)", r"\1/"),
-    (r"(layer\d)\.(block\d+)\.(norm[12])\.", r"\1/\2/\3/"),
-    (r"(layer\d)\.(block\d+)\.mlp\.(fc[12])\.", r"\1/\2/mlp/\3/"),
-    (r"(layer\d)\.(block\d+)\.attn\.conv_proj_([qkv])\.(conv|bn)\.", r"\1/\2/attention/\3_\4/"),
-    (r"(layer\d)\.(block\d+)\.attn\.proj_([qkv])\.", r"\1/\2/attention/\3/"),
-    (r"(layer\d)\.(block\d+)\.attn\.proj\.", r"\1/\2/attention/out/"),
-)
-_STATISTICS = {"running_mean": "mean", "running_var": "var"}
-
-
-def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """A torch state dict by name -> {"params": .., "batch_stats": ..} of CvT.
-
-    Args:
-      state: in the authors' names (Query2Label's `backbone.0.` in front or not) or transformers'. The classifier and
-        `num_batches_tracked` are left out; of a Query2Label file only the backbone is read. timm has no CvT.
-    Raises:
-      UserError: a name that is not of this family.
-    """
-    params, stats = {}, {}
-    for given, value in _transformer.backbone_part(state, ("cvt.",)).items():
-        name = _transformer.rename(given, _TRANSFORMERS)
-        if _LEFT_OUT.search(name):
-            continue
-        place, leaf = _place(name), name.rpartition(".")[2]
-        if place is None or leaf not in ("weight", "bias", "cls_token", *_STATISTICS):
-            raise UserError(f"{given!r} is no weight of a CvT; give such a file, or another backbone.")
-        if leaf in _STATISTICS:
-            stats[place + _STATISTICS[leaf]] = value
-        else:
-            leaf, value = _transformer.torch_leaf(leaf, value)
-            params[place + leaf] = value
-    return {"params": nest(params), "batch_stats": nest(stats)}
-
-
-def _place(name: str) -> str | None:
-    """Path of the module that holds an official name, or None."""
-    name = re.sub(r"^stage(\d+)\.(?=patch_embed)", lambda m: f"embed{int(m[1]) + 1}.", name)
-    name = re.sub(r"^stage(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.", name)
-    name = re.sub(r"\.blocks\.(\d+)", lambda m: f".block{int(m[1]) + 1}", name)
-    for pattern, path in _PLACES:
-        if found := re.match(pattern, name):
-            return found.expand(path)
-    return None
+__all__ = ["NAMES", "RECORDS", "CvT", "adapt", "convert"]
 
 
 def adapt(state: Mapping[str, Any], model: CvT) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -298,7 +241,7 @@ NAMES = {
 
 
 def _record(arch: str, hub: str, note: str, file: str = "pytorch_model.bin") -> dict[str, Any]:
-    """Facts about published weights; the hub's pages that we could read name no digest, so sha256 is None."""
+    """Metadata of published weights; the hub's pages that we could read name no digest, so sha256 is None."""
     return {
         "arch": arch,
         "hub": f"microsoft/{hub}",

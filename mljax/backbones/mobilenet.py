@@ -7,14 +7,14 @@ arXiv 1704.04861, table 1.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
-from mljax import convolution
-from mljax.backbones import _convert
+from mljax.backbones import _common, _convert
+from mljax.backbones._common import Endpoints, Image
 from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError, nearest
 from mljax.trees import nest
@@ -39,7 +39,7 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         features, groups = (x.shape[-1], x.shape[-1]) if self.features is None else (self.features, 1)
         conv = Conv(features, self.size, self.stride, groups, "SAME", dtype=self.dtype, init=GLOROT, name="conv")
         x = BatchNorm(self.mode, self.axis, EPS, 0.01, self.dtype, name="bn")(conv(x), train)
@@ -59,14 +59,12 @@ class MobileNetV1(nn.Module):
       axis: pmap axis for the statistics of a batch.
       endpoints: strides ("4", "8", "16", "32": the last layer built with that stride) or layer names
         ("conv_pw_10", after its ReLU6); the result is keyed by what was asked for.
-      remat: compute every layer again in the backward pass in place of keeping its insides.
-      last: the last layer that is built, whatever the endpoints. The weights of the tests end at conv_pw_12.
+      remat: recompute every layer in the backward pass instead of storing its activations.
+      last: the last layer that is built, whatever the endpoints.
       width: multiplies every number of channels.
       in_channels: of the image.
-    Differs from Keras: not in values for even sizes; stride-2 layers pad as TensorFlow's SAME does for odd
-      ones too.
-    The running variance moves towards the unbiased one (see BatchNorm; Keras's momentum of 0.99 is 0.01
-    here).
+    Differs from Keras: not in values for even sizes; stride-2 layers pad as TensorFlow's SAME does for odd ones too.
+    The running variance moves towards the unbiased one (see BatchNorm; Keras's momentum of 0.99 is 0.01 here).
     """
 
     frozen: str = ""
@@ -81,37 +79,39 @@ class MobileNetV1(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
+        """Regular expressions of the paths of the parameters that get no gradient."""
         stages = {stage: rf"^conv_(dw|pw)_({'|'.join(map(str, blocks))})/" for stage, blocks in STAGES.items()}
         stages["stem"] = r"^(conv1|conv_dw_1|conv_pw_1)/"
-        return convolution.frozen_parameters(self.frozen, self.norm, stages)
+        return _common.frozen_parameters(self.frozen, self.norm, stages)
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
         """(b h w c) float32, RGB, x/127.5 - 1 -> {endpoint: (b h' w' d)} of `dtype`."""
-        convolution.check_image(image, self.in_channels, "mobilenet_v1")
+        _common.check_image(image, self.in_channels, "mobilenet_v1")
         if self.last not in LAYERS:
             raise UserError(f"mobilenet_v1 has no layer {self.last!r}{nearest(self.last, LAYERS)}.")
         layers = LAYERS[: LAYERS.index(self.last) + 1]
-        frozen = convolution.frozen_stages(self.frozen, tuple(STAGES))
+        frozen = _common.frozen_stages(self.frozen, tuple(STAGES))
         layer_type = nn.remat(_Layer, static_argnums=(2,)) if self.remat else _Layer
-        found, strides, reached = {}, {}, 1
+        outputs, by_stride, stride_so_far = {}, {}, 1
         x = image.astype(self.dtype)
         for layer in layers:
-            stage, features, size, stride = _facts(layer, self.width)
-            reached *= stride
-            mode = convolution.norm_mode(self.norm, stage in frozen)
-            x = layer_type(features, size, stride, mode, self.axis, self.dtype, name=layer)(x, train)
+            stage, features, size, stride = _shape(layer, self.width)
+            stride_so_far *= stride
+            mode = _common.norm_mode(self.norm, stage in frozen)
+            x = layer_type(
+                features=features, size=size, stride=stride, mode=mode, axis=self.axis, dtype=self.dtype, name=layer
+            )(x, train)
             if stage in frozen:
                 x = lax.stop_gradient(x)
-            found[layer] = strides[str(reached)] = x
-        known = strides | found
-        convolution.check_endpoints(self.endpoints, tuple(known), "mobilenet_v1")
+            outputs[layer] = by_stride[str(stride_so_far)] = x
+        known = by_stride | outputs
+        _common.check_endpoints(self.endpoints, tuple(known), "mobilenet_v1")
         return {endpoint: known[endpoint] for endpoint in self.endpoints}
 
 
-def _facts(layer: str, width: float) -> tuple[str, int | None, int, int]:
-    """Stage, output channels (None: as many as come in), kernel side and stride of a layer."""
+def _shape(layer: str, width: float) -> tuple[str, int | None, int, int]:
+    """Stage, output channels (None: those of the input), kernel side and stride of a layer."""
     if layer == "conv1":
         return "stem", int(32 * width), 3, 2
     _, kind, block = layer.split("_")
@@ -143,7 +143,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if owner not in LAYERS or (
             leaf not in _KERAS if layer != owner else leaf not in ("kernel", "depthwise_kernel")
         ):
-            raise UserError(f"{name!r} is no weight of a Keras MobileNetV1; give such a file, or another backbone.")
+            raise UserError(f"{name!r} is not a weight of a Keras MobileNetV1; give such a file, or another backbone.")
         if layer != owner:
             (params if leaf in ("gamma", "beta") else stats)[f"{owner}/bn/{_KERAS[leaf]}"] = value
         else:
@@ -152,7 +152,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
     built = {path.split("/")[0] for path in params}
     for layer in LAYERS[: max((LAYERS.index(layer) for layer in built), default=0)]:
         if layer not in built:
-            raise UserError(f"The Keras MobileNetV1 weights lack the layer {layer!r}, and have later ones.")
+            raise UserError(f"The Keras MobileNetV1 weights lack the layer {layer!r} but have later ones.")
     return {"params": nest(params), "batch_stats": nest(stats)}
 
 

@@ -9,14 +9,15 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
 from mljax import convolution
-from mljax.backbones import _convert
+from mljax.backbones import _common, _convert
+from mljax.backbones._common import Endpoints, Image
 from mljax.convolution import BatchNorm, Conv
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -35,7 +36,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         conv = partial(Conv, dtype=self.dtype)
         last_gain = nn.initializers.zeros_init() if self.zero_gain else nn.initializers.ones_init()
         if self.bottleneck:
@@ -64,15 +65,14 @@ class ResNet(nn.Module):
       axis: pmap axis for the statistics of a batch.
       endpoints: strides: "4" (layer1), "8", "16", "32" (layer4), after the last ReLU. All stages are built,
         whatever is asked for, so that weights fit.
-      remat: compute every block again in the backward pass in place of keeping its insides.
+      remat: recompute every block in the backward pass instead of storing its activations.
       depths: blocks per stage.
       bottleneck: 1x1, 3x3, 1x1 blocks with four times the features; else two 3x3.
       groups, base_width: of the 3x3 convolutions: groups x base_width channels in layer1 ("32x4d": 32, 4).
       width: features of the stem and of layer1 (times four with bottlenecks).
-      zero_gain: start the last gain of every block at zero (Goyal et al. 2017); torchvision's default is not
-        to.
+      zero_gain: start the last gain of every block at zero (Goyal et al. 2017); not torchvision's default.
       in_channels: of the image.
-    Differs from torchvision: in no value; its BatchNorm is `convolution.BatchNorm`.
+    Differs from torchvision: not in values; its BatchNorm is `convolution.BatchNorm`.
     """
 
     frozen: str = ""
@@ -91,44 +91,43 @@ class ResNet(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
-        return convolution.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
+        """Regular expressions of the paths of the parameters that get no gradient."""
+        return _common.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
         """(b h w c) float32, RGB, normalised -> {stride: (b h/stride w/stride d)} of `dtype`."""
-        convolution.check_image(image, self.in_channels, "resnet")
-        frozen = convolution.frozen_stages(self.frozen, STAGES)
+        _common.check_image(image, self.in_channels, "resnet")
+        frozen = _common.frozen_stages(self.frozen, STAGES)
         norm = {
-            stage: partial(BatchNorm, convolution.norm_mode(self.norm, stage in frozen), self.axis, dtype=self.dtype)
+            stage: partial(BatchNorm, _common.norm_mode(self.norm, stage in frozen), self.axis, dtype=self.dtype)
             for stage in STAGES
         }
         x = _Stem(self.width, norm["stem"], self.dtype, name="stem")(image, train)
         x = lax.stop_gradient(x) if "stem" in frozen else x
 
         block = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
-        found = {}
+        endpoints = {}
         for i, (stage, depth) in enumerate(zip(STAGES[1:], self.depths, strict=True)):
             features = self.width * 2**i
             inner = features * self.base_width // 64 * self.groups if self.bottleneck else features
             features = features * 4 if self.bottleneck else features
             for j in range(depth):
-                stride = 2 if i > 0 and j == 0 else 1
                 x = block(
-                    self.bottleneck,
-                    inner,
-                    features,
-                    stride,
-                    self.groups,
-                    norm[stage],
-                    self.zero_gain,
-                    self.dtype,
+                    bottleneck=self.bottleneck,
+                    width=inner,
+                    features=features,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    groups=self.groups,
+                    norm=norm[stage],
+                    zero_gain=self.zero_gain,
+                    dtype=self.dtype,
                     name=f"{stage}_{j}",
                 )(x, train)
             x = lax.stop_gradient(x) if stage in frozen else x
-            found[str(4 * 2**i)] = x
-        convolution.check_endpoints(self.endpoints, tuple(found), "resnet")
-        return {endpoint: found[endpoint] for endpoint in self.endpoints}
+            endpoints[str(4 * 2**i)] = x
+        _common.check_endpoints(self.endpoints, tuple(endpoints), "resnet")
+        return {endpoint: endpoints[endpoint] for endpoint in self.endpoints}
 
 
 class _Stem(nn.Module):
@@ -139,7 +138,7 @@ class _Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         x = Conv(self.features, 7, 2, dtype=self.dtype, name="conv")(x)
         x = nn.relu(self.norm(name="bn")(x, train))
         return convolution.max_pool(x)
@@ -224,22 +223,22 @@ _RSB, _SEMI = "arXiv 2110.00476", "arXiv 1905.00546"
 
 def _records() -> dict[str, dict[str, Any]]:
     record = _convert.timm_record
-    found = {}
+    records = {}
     for arch in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"):
-        found[arch] = record(arch, f"{arch}.tv_in1k", "BSD-3-Clause", _RESNET, _TV1)
+        records[arch] = record(arch, f"{arch}.tv_in1k", "BSD-3-Clause", _RESNET, _TV1)
     for arch in ("resnet50", "resnet101", "resnet152"):
-        found[f"{arch}_v2"] = record(arch, f"{arch}.tv2_in1k", "BSD-3-Clause", _RESNET, _TV2)
+        records[f"{arch}_v2"] = record(arch, f"{arch}.tv2_in1k", "BSD-3-Clause", _RESNET, _TV2)
         digest = "1ba5b660e7c175b3c27c557fc7dc8b2815be830c516815b0155f61b403f27380"
-        found[f"{arch}_a1"] = record(
+        records[f"{arch}_a1"] = record(
             arch, f"{arch}.a1_in1k", "Apache-2.0", _RSB, _A1, sha256=digest if arch == "resnet101" else None
         )
     for arch in ("resnext50_32x4d", "resnext101_32x8d"):
-        found[arch] = record(arch, f"{arch}.tv_in1k", "BSD-3-Clause", _RESNEXT, _TV1)
-        found[f"{arch}_v2"] = record(arch, f"{arch}.tv2_in1k", "BSD-3-Clause", _RESNEXT, _TV2)
+        records[arch] = record(arch, f"{arch}.tv_in1k", "BSD-3-Clause", _RESNEXT, _TV1)
+        records[f"{arch}_v2"] = record(arch, f"{arch}.tv2_in1k", "BSD-3-Clause", _RESNEXT, _TV2)
     for arch in ("resnext50_32x4d", "resnext101_32x8d", "resnext101_32x16d"):
         name = f"{arch}.fb_swsl_ig1b_ft_in1k"
-        found[f"{arch}_swsl"] = record(arch, name, "CC-BY-NC-4.0", _SEMI, _SWSL)
-    return found
+        records[f"{arch}_swsl"] = record(arch, name, "CC-BY-NC-4.0", _SEMI, _SWSL)
+    return records
 
 
 # Published checkpoints: the name starts with the architecture.

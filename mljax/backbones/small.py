@@ -9,8 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
-from mljax.convolution import BatchNorm, Conv, check_endpoints, check_image, frozen_parameters, frozen_stages, norm_mode
+from mljax.backbones import _common
+from mljax.backbones._common import Endpoints, Image
+from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
@@ -24,7 +27,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         def conv_bn(y: jax.Array, size: int, stride: int, name: str) -> jax.Array:
             y = Conv(self.features, size, stride, dtype=self.dtype, name=f"conv{name}")(y)
             return BatchNorm(self.mode, self.axis, dtype=self.dtype, name=f"bn{name}")(y, train)
@@ -56,23 +59,23 @@ class Small(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
-        return frozen_parameters(self.frozen, self.norm, {stage: f"^{stage}_" for stage in STAGES})
+        """Regular expressions of the paths of the parameters that get no gradient."""
+        return _common.frozen_parameters(self.frozen, self.norm, {stage: f"^{stage}_" for stage in STAGES})
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        check_image(image, self.in_channels, "small")
-        check_endpoints(self.endpoints, ("2", "4", "8", "16"), "small")
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
+        _common.check_image(image, self.in_channels, "small")
+        _common.check_endpoints(self.endpoints, ("2", "4", "8", "16"), "small")
         if len(self.widths) != len(STAGES):
-            raise UserError(f"The backbone small wants {len(STAGES)} widths, not {len(self.widths)}.")
-        frozen = frozen_stages(self.frozen, STAGES)
+            raise UserError(f"config.backbone.widths={self.widths} is not a width per stage; expected {len(STAGES)}.")
+        frozen = _common.frozen_stages(self.frozen, STAGES)
         block = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
-        found, x = {}, image.astype(self.dtype)
-        last = max(int(endpoint) for endpoint in self.endpoints)  # stages behind it are not built
+        endpoints, x = {}, image.astype(self.dtype)
+        last = max(int(endpoint) for endpoint in self.endpoints)  # later stages are not built
         for i, (stage, width) in enumerate(zip(STAGES, self.widths)):
             if 2 ** (i + 1) > last:
                 break
-            mode = norm_mode(self.norm, stage in frozen)
+            mode = _common.norm_mode(self.norm, stage in frozen)
             if stage == "stem":
                 x = Conv(width, 3, 2, dtype=self.dtype, name="stem_conv")(x)
                 x = nn.relu(BatchNorm(mode, self.axis, dtype=self.dtype, name="stem_bn")(x, train))
@@ -82,8 +85,8 @@ class Small(nn.Module):
                     x = block(width, step, mode, self.axis, self.dtype, name=f"{stage}_{j}")(x, train)
             if stage in frozen:
                 x = lax.stop_gradient(x)
-            found[str(2 ** (i + 1))] = x
-        return {name: found[name] for name in self.endpoints}
+            endpoints[str(2 ** (i + 1))] = x
+        return {name: endpoints[name] for name in self.endpoints}
 
 
 NAMES = {"small": Small}

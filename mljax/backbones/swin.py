@@ -11,20 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float, Int
 
-from mljax import convolution
-from mljax.backbones import _transformer
+from mljax.backbones import _common, _transformer
+from mljax.backbones._common import Endpoints, Image
 from mljax.backbones._swin_weights import adapt, convert
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp, gelu
 from mljax.convolution import Conv
+from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 STRIDES = ("4", "8", "16", "32")
 
 
 @cache
-def _relative_index(size: int, window: int) -> np.ndarray:
-    """(n n) rows of the bias table for the offsets between the n = size*size places of a window.
+def _relative_index(size: int, window: int) -> Int[np.ndarray, "n n"]:
+    """Rows of the bias table for the offsets between the n = size*size positions in a window.
 
     The table has (2*window-1)^2 rows; a size below the window reads its middle.
     """
@@ -34,8 +36,8 @@ def _relative_index(size: int, window: int) -> np.ndarray:
 
 
 @cache
-def _regions(h: int, w: int, size: int, shift: int) -> np.ndarray:
-    """(m n), for a shifted map's m windows of n places: which part of the image a place came from.
+def _regions(h: int, w: int, size: int, shift: int) -> Int[np.ndarray, "m n"]:
+    """For the m windows of n positions of a shifted map: which part of the image a position came from.
 
     Parts must not attend to each other.
     """
@@ -56,8 +58,10 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, size: int, region: np.ndarray | None) -> jax.Array:
-        """x: (b m n d), m windows of n = size*size places; region: (m n) or None."""
+    def __call__(
+        self, x: Float[Array, "b m n d"], size: int, region: Int[np.ndarray, "m n"] | None
+    ) -> Float[Array, "b m n d"]:
+        """m windows of n = size*size positions."""
         b, m, n, d = x.shape
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
         parts = jnp.split(dense(3 * d, name="qkv")(x), 3, axis=-1)
@@ -84,7 +88,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         b, h, w, d = x.shape
         size = min(self.window, h, w)
         shift = self.window // 2 if self.shifted and min(h, w) > self.window else 0
@@ -106,12 +110,12 @@ class _Block(nn.Module):
 
 
 class _Merge(nn.Module):
-    """(b h w d) -> (b h/2 w/2 2d): four neighbours side by side, normalised, projected."""
+    """Four neighbours side by side, normalised, projected."""
 
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h//2 w//2 2*d"]:
         d = x.shape[-1]
         # The column is the slow index of the four, as in the authors' concatenation.
         x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
@@ -126,7 +130,7 @@ class _Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
+    def __call__(self, image: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b h//4 w//4 {self.width}"]:
         conv = Conv(self.width, 4, 4, padding=0, bias=True, dtype=self.dtype, init=TORCH_CONV, name="conv")
         return LayerNorm(self.dtype, name="norm")(conv(image))
 
@@ -142,7 +146,9 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, "b h w d"], train: bool
+    ) -> tuple[Float[Array, "b h w d"], Float[Array, "b _ _ _"]]:
         block_type = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
         for i, rate in enumerate(self.drop_path):
             block = block_type(self.heads, self.window, i % 2 == 1, rate, self.dtype, name=f"block{i + 1}")
@@ -169,11 +175,11 @@ class Swin(nn.Module):
       window: side of a window, in tokens: 7 for 224 pixels, 12 for 384.
       frozen: comma list of "stem", "layer1" .. "layer4", or "all": no gradient, no drop path. A layer holds the patch
         merging after it; layer4 also the final norm.
-      norm: "batch" or "frozen", for the sake of one interface: there is no BatchNorm here.
+      norm: "batch" or "frozen", as other backbones have it; without effect, since there is no BatchNorm.
       dtype: of the computation, float32 or bfloat16; softmax and norms are float32, as are all parameters.
       axis: the pmap axis, unused.
       endpoints: strides to return.
-      remat: compute every block again in the backward pass in place of keeping its insides.
+      remat: recompute every block in the backward pass instead of storing its activations.
       drop_path: stochastic depth of the last block; it grows from 0 at the first (rng "dropout", in training only).
     No gradient reaches the middle third of any attention/qkv/bias: a bias of the keys cancels in the softmax.
     Differs from the authors' code: no absolute position table and no dropout, which no published weights use; the
@@ -194,37 +200,45 @@ class Swin(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
+        """Regular expressions of the paths of the parameters that get no gradient."""
         paths = {stage: rf"^{stage}/" for stage in STAGES} | {"layer4": r"^(layer4|norm)/"}
-        return convolution.frozen_parameters(self.frozen, self.norm, paths)
+        return _common.frozen_parameters(self.frozen, self.norm, paths)
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
         """(b h w 3) float32, normalised -> {stride: (b h/stride w/stride d)} of `dtype`.
 
         Raises:
           UserError: a size that is not a multiple of 32, or an endpoint, stage or norm that does not exist.
         """
         _transformer.check_image(image, 32, "swin")
-        convolution.check_endpoints(self.endpoints, STRIDES, "swin")
-        convolution.norm_mode(self.norm, False)
-        frozen = convolution.frozen_stages(self.frozen, STAGES)
+        _common.check_endpoints(self.endpoints, STRIDES, "swin")
+        _common.norm_mode(self.norm, False)
+        frozen = _common.frozen_stages(self.frozen, STAGES)
         x = _Stem(self.width, self.dtype, name="stem")(image)
         x = lax.stop_gradient(x) if "stem" in frozen else x
         rates = _transformer.rates(self.drop_path, sum(self.depths))
-        found = {}
+        endpoints = {}
         for i, (stride, depth, heads) in enumerate(zip(STRIDES, self.depths, self.heads, strict=True)):
             name, last = f"layer{i + 1}", i + 1 == len(STRIDES)
-            mine, rates = rates[:depth], rates[depth:]
+            stage_rates, rates = rates[:depth], rates[depth:]
             fixed = name in frozen
-            drop = (0.0,) * depth if fixed else mine
-            layer = _Layer(heads, self.window, drop, not last, self.remat, self.dtype, name=name)
-            found[stride], x = layer(x, train)
+            drop_path = (0.0,) * depth if fixed else stage_rates
+            layer = _Layer(
+                heads=heads,
+                window=self.window,
+                drop_path=drop_path,
+                merge=not last,
+                remat=self.remat,
+                dtype=self.dtype,
+                name=name,
+            )
+            endpoints[stride], x = layer(x, train)
             if last:
-                found[stride] = LayerNorm(self.dtype, name="norm")(x)
+                endpoints[stride] = LayerNorm(self.dtype, name="norm")(x)
             if fixed:
-                found[stride], x = lax.stop_gradient((found[stride], x))
-        return {endpoint: found[endpoint] for endpoint in self.endpoints}
+                endpoints[stride], x = lax.stop_gradient((endpoints[stride], x))
+        return {endpoint: endpoints[endpoint] for endpoint in self.endpoints}
 
 
 __all__ = ["NAMES", "RECORDS", "Swin", "adapt", "convert"]
@@ -243,7 +257,7 @@ NAMES = {
 }
 
 
-# What there is of each net: trained on ImageNet-1k, on ImageNet-22k, or on 22k and then fine-tuned on 1k.
+# What each net was trained on: trained on ImageNet-1k, on ImageNet-22k, or on 22k and then fine-tuned on 1k.
 _TRAINED = {"1k": "ImageNet-1k", "22k": "ImageNet-22k, 21,841 classes", "22k_ft_in1k": "ImageNet-22k, then 1k"}
 _PUBLISHED = {name: ("1k", "22k", "22k_ft_in1k") for name in NAMES} | {
     name: ("22k", "22k_ft_in1k") for name in ("swin_large_224", "swin_large_384")
@@ -251,7 +265,7 @@ _PUBLISHED = {name: ("1k", "22k", "22k_ft_in1k") for name in NAMES} | {
 
 
 def _record(arch: str, trained: str) -> dict[str, Any]:
-    """Facts about published weights; the hub pages that we could read name no digest, so sha256 is None."""
+    """Metadata of published weights; the hub pages that we could read name no digest, so sha256 is None."""
     _, width, size = arch.split("_")
     window = NAMES[arch].keywords["window"]
     return {

@@ -15,18 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
-from mljax import convolution
-from mljax.backbones import _convert
+from mljax.backbones import _common, _convert
+from mljax.backbones._common import Endpoints, Image
 from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError
 from mljax.trees import map_named
+from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
-def space_to_depth(image: jax.Array, side: int = 4) -> jax.Array:
-    """(b h w c) -> (b h/side w/side side*side*c), channel = (row * side + column) * c + colour."""
+def space_to_depth(
+    image: Float[ArrayLike, "b h w c"], side: int = 4
+) -> Float[Array, "b h//{side} w//{side} {side}*{side}*c"]:
+    """Squares of pixels become channels: channel = (row * side + column) * c + colour."""
     b, h, w, c = image.shape
     if h % side or w % side:
         raise UserError(f"TResNet got an image of {h} x {w}; make both sides multiples of {side}.")
@@ -34,11 +38,10 @@ def space_to_depth(image: jax.Array, side: int = 4) -> jax.Array:
     return squares.reshape(b, h // side, w // side, side * side * c)
 
 
-def blur_pool(x: jax.Array) -> jax.Array:
+def blur_pool(x: Float[ArrayLike, "b h w d"]) -> Float[Array, "b (h+1)//2 (w+1)//2 d"]:
     """Binomial filter [1 2 1] x [1 2 1] / 16 with reflected borders, then every second row and column.
 
-    (b h w d) -> (b ceil(h/2) ceil(w/2) d). Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML
-    2019.
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019.
     """
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
     for axis in (1, 2):
@@ -49,7 +52,7 @@ def blur_pool(x: jax.Array) -> jax.Array:
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """Means of 2 x 2 squares; at the end of an odd side of what there is. (b h w d) -> (b ceil(h/2) ceil(w/2) d)."""
+    """Means of 2 x 2 squares, at the end of an odd side of fewer pixels: (b h w d) -> (b ceil(h/2) ceil(w/2) d)."""
     h, w = x.shape[1:3]
     pads = ((0, 0), (0, h % 2), (0, w % 2), (0, 0))
     total = lax.reduce_window(x, np.zeros((), x.dtype), lax.add, (1, 2, 2, 1), (1, 2, 2, 1), pads)
@@ -69,7 +72,7 @@ class _ConvNorm(nn.Module):
     gain: Any = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         x = Conv(self.features, self.size, dtype=self.dtype, name="conv")(x)
         x = self.norm(scale_init=self.gain, name="bn")(x, train)
         x = x if self.slope is None else nn.leaky_relu(x, self.slope)
@@ -83,7 +86,7 @@ class _SqueezeExcite(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         conv = partial(Conv, size=1, bias=True, dtype=self.dtype)
         gate = jnp.mean(x, (1, 2), keepdims=True)
         gate = nn.relu(conv(self.features, name="fc1")(gate))
@@ -102,7 +105,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         conv = partial(_ConvNorm, norm=self.norm, dtype=self.dtype)
         gain = nn.initializers.zeros_init() if self.zero_gain else nn.initializers.ones_init()
         features = self.width * 4 if self.bottleneck else self.width
@@ -132,7 +135,7 @@ class TResNet(nn.Module):
       dtype: of the computation: float32 or bfloat16; parameters and statistics stay float32.
       axis: pmap axis for the statistics of a batch.
       endpoints: strides: "4" (layer1), "8", "16", "32" (layer4). All stages are built, whatever is asked for.
-      remat: compute every block again in the backward pass in place of keeping its insides.
+      remat: recompute every block in the backward pass instead of storing its activations.
       depths: blocks per stage.
       width: channels of the stem and inside layer1; doubled from stage to stage.
       bottlenecks: which stages consist of bottlenecks.
@@ -157,22 +160,22 @@ class TResNet(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
-        return convolution.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
+        """Regular expressions of the paths of the parameters that get no gradient."""
+        return _common.frozen_parameters(self.frozen, self.norm, {stage: rf"^{stage}[_/]" for stage in STAGES})
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
         """(b h w c) float32, RGB in [0, 1], sides multiples of 4 -> {stride: (b h' w' d)} of `dtype`."""
-        convolution.check_image(image, self.in_channels, "tresnet")
-        frozen = convolution.frozen_stages(self.frozen, STAGES)
-        modes = {stage: convolution.norm_mode(self.norm, stage in frozen) for stage in STAGES}
+        _common.check_image(image, self.in_channels, "tresnet")
+        frozen = _common.frozen_stages(self.frozen, STAGES)
+        modes = {stage: _common.norm_mode(self.norm, stage in frozen) for stage in STAGES}
         norm = {stage: partial(BatchNorm, mode, self.axis, dtype=self.dtype) for stage, mode in modes.items()}
 
         x = space_to_depth(image.astype(self.dtype))
         x = _ConvNorm(self.width, 3, norm["stem"], self.dtype, slope=1e-2, name="stem")(x, train)
         x = lax.stop_gradient(x) if "stem" in frozen else x
         block = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
-        found = {}
+        endpoints = {}
         for i, stage in enumerate(STAGES[1:]):
             for j in range(self.depths[i]):
                 x = block(
@@ -186,9 +189,9 @@ class TResNet(nn.Module):
                     name=f"{stage}_{j}",
                 )(x, train)
             x = lax.stop_gradient(x) if stage in frozen else x
-            found[str(4 * 2**i)] = x
-        convolution.check_endpoints(self.endpoints, tuple(found), "tresnet")
-        return {endpoint: found[endpoint] for endpoint in self.endpoints}
+            endpoints[str(4 * 2**i)] = x
+        _common.check_endpoints(self.endpoints, tuple(endpoints), "tresnet")
+        return {endpoint: endpoints[endpoint] for endpoint in self.endpoints}
 
 
 # Official (0: convolution, 1: in-place batch norm, one more .0. where a blur pool follows) and timm's names.

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
+from jaxtyping import Array, Float
 
-from mljax import convolution
-from mljax.backbones import _transformer
+from mljax.backbones import _common, _transformer
+from mljax.backbones._common import Endpoints, Image
 from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, Mlp, gelu
 from mljax.convolution import Conv
 from mljax.errors import UserError
 from mljax.trees import nest
+from mljax.types import ArrayLike
 
 PATCH = 16
 STRIDES = (str(PATCH),)
@@ -35,8 +37,7 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(b n d) -> (b n d)."""
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
         parts = jnp.split(dense(3 * d, name="qkv")(x), 3, axis=-1)
@@ -54,7 +55,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
         y = _Attention(self.heads, self.dtype, name="attention")(LayerNorm(self.dtype, name="norm1")(x))
         x = x + DropPath(self.drop_path, name="drop1")(y, train)
         y = Mlp(gelu, self.dtype, name="mlp")(LayerNorm(self.dtype, name="norm2")(x))
@@ -69,8 +70,8 @@ class _Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, image: jax.Array) -> jax.Array:
-        """(b h w 3) -> (b 1+n d), n patches in reading order."""
+    def __call__(self, image: Float[ArrayLike, "b h w 3"]) -> Float[Array, "b 1+(h//16)*(w//16) {self.width}"]:
+        """The class token, then the patches in reading order."""
         conv = Conv(self.width, PATCH, PATCH, padding=0, bias=True, dtype=self.dtype, init=TORCH_CONV, name="conv")
         x = conv(image)
         b, h, w, d = x.shape
@@ -80,16 +81,16 @@ class _Stem(nn.Module):
         return x + resize_positions(table, h, w).astype(self.dtype)
 
 
-def resize_positions(table: Any, h: int, w: int) -> Any:
-    """(1 1+n d) -> (1 1+h*w d), numpy or jax: the patches' rows interpolated as a square map, the class token's kept.
+def resize_positions(table: Float[ArrayLike, "1 _ d"], h: int, w: int) -> Float[ArrayLike, "1 1+{h}*{w} d"]:
+    """The rows of the patches interpolated as a square map, the class token's kept.
 
     Raises:
-      UserError: n is no square.
+      UserError: the patches are not those of a square image.
     """
     side = math.isqrt(table.shape[1] - 1)
     if 1 + side**2 != table.shape[1]:
         raise UserError(
-            f"A ViT's pos_embed has {table.shape[1]} rows, which is no class token and a square of patches; give"
+            f"A ViT's pos_embed has {table.shape[1]} rows, which are not a class token and a square of patches; give"
             " weights with one class token."
         )
     if (h, w) == (side, side):
@@ -114,11 +115,11 @@ class ViT(nn.Module):
         another size are interpolated when they are loaded.
       frozen: comma list of "stem" (patches, class token, positions), "block1" .. "block<depth>", or "all": no gradient,
         no drop path. The last block holds the final norm.
-      norm: "batch" or "frozen", for the sake of one interface: there is no BatchNorm here.
+      norm: "batch" or "frozen", as other backbones have it; without effect, since there is no BatchNorm.
       dtype: of the computation, float32 or bfloat16; softmax and norms are float32, as are all parameters.
       axis: the pmap axis, unused.
       endpoints: strides to return.
-      remat: compute every block again in the backward pass in place of keeping its insides.
+      remat: recompute every block in the backward pass instead of storing its activations.
       drop_path: stochastic depth of the last block; it grows from 0 at the first (rng "dropout", in training only).
     No gradient reaches the middle third of any attention/qkv/bias: a bias of the keys cancels in the softmax.
     Differs from the authors' code: positions of another size are bicubic without antialiasing (transformers' way; the
@@ -144,24 +145,24 @@ class ViT(nn.Module):
 
     @property
     def frozen_parameters(self) -> tuple[str, ...]:
-        """Regular expressions of the parameter paths that no gradient reaches."""
+        """Regular expressions of the paths of the parameters that get no gradient."""
         last = f"block{self.depth}"
         paths = {stage: rf"^{stage}/" for stage in self._stages} | {last: rf"^({last}|norm)/"}
-        return convolution.frozen_parameters(self.frozen, self.norm, paths)
+        return _common.frozen_parameters(self.frozen, self.norm, paths)
 
     @nn.compact
-    def __call__(self, image: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    def __call__(self, image: Image, *, train: bool) -> Endpoints:
         """(b h w 3) float32, normalised -> {"16": (b h/16 w/16 d)} of `dtype`.
 
         Raises:
           UserError: a size that is not a multiple of 16, or an endpoint, stage or norm that does not exist.
         """
         _transformer.check_image(image, PATCH, "vit")
-        convolution.check_endpoints(self.endpoints, STRIDES, "vit")
-        convolution.norm_mode(self.norm, False)
+        _common.check_endpoints(self.endpoints, STRIDES, "vit")
+        _common.norm_mode(self.norm, False)
         if self.size < PATCH or self.size % PATCH:
             raise UserError(f"The backbone vit has the size {self.size}; give a multiple of {PATCH} pixels.")
-        frozen = convolution.frozen_stages(self.frozen, self._stages)
+        frozen = _common.frozen_stages(self.frozen, self._stages)
         x = _Stem(self.width, self.size // PATCH, self.dtype, name="stem")(image)
         x = lax.stop_gradient(x) if "stem" in frozen else x
         block_type = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
@@ -216,7 +217,7 @@ def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         place, leaf = _place(name), name.rpartition(".")[2]
         if place is None or leaf not in ("weight", "bias", "cls_token", "pos_embed"):
             raise UserError(
-                f"{name!r} is no weight of a plain ViT (one class token, a norm after the last block); give such a"
+                f"{name!r} is not a weight of a plain ViT (one class token, a norm after the last block); give such a"
                 " file, or another backbone."
             )
         leaf, value = _transformer.torch_leaf(leaf, value)
@@ -268,7 +269,7 @@ NAMES = {
 
 
 def _record(arch: str, hub: str, note: str, file: str = "model.safetensors") -> dict[str, Any]:
-    """Facts about published weights; the hub's pages that we could read name no digest, so sha256 is None."""
+    """Metadata of published weights; the hub's pages that we could read name no digest, so sha256 is None."""
     return {
         "arch": arch,
         "hub": hub,

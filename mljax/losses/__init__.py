@@ -1,6 +1,6 @@
-"""Losses: element-wise, contrastive, for partial labels; and the criterion that reduces them."""
+"""Losses: element-wise, contrastive, from weak labels; and the criterion of a run, which a config names."""
 
-from mljax.losses.criterion import REDUCTIONS, WHOLE, Criterion, criterion
+from mljax.losses.criterion import BATCH_LOSSES, Criterion
 from mljax.losses.elementwise import (
     NAMES,
     an,
@@ -10,21 +10,19 @@ from mljax.losses.elementwise import (
     bce,
     bce_ls,
     entries,
-    floats,
     focal,
     iu,
     make,
     partial_bce,
     positives,
-    reduce,
     wan,
-    wide,
 )
+from mljax.losses.reduction import REDUCTIONS, reduce
 
 __all__ = [
+    "BATCH_LOSSES",
     "NAMES",
     "REDUCTIONS",
-    "WHOLE",
     "Criterion",
     "an",
     "an_ls",
@@ -32,9 +30,7 @@ __all__ = [
     "asl_single_label",
     "bce",
     "bce_ls",
-    "criterion",
     "entries",
-    "floats",
     "focal",
     "iu",
     "make",
@@ -42,5 +38,4 @@ __all__ = [
     "positives",
     "reduce",
     "wan",
-    "wide",
 ]

@@ -4,26 +4,28 @@ Under pmap the examples of all devices are gathered first, so that every device 
 global batch.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray, Shaped
 
 from mljax import parallel
-from mljax.losses.elementwise import floats, wide
-from mljax.losses.partial import unit
+from mljax.errors import one_of
+from mljax.losses.log_total import log_total
+from mljax.losses.numeric import floats, unit, wide
 
-Array = jax.Array
 
-
-def ranking(logits: Array, labels: Array, observed: Array | None = None, *, margin: float = 1.0) -> Array:
+def ranking(
+    logits: Float[Array, "b l"],
+    labels: Num[Array, "b l"],
+    observed: Num[Array, "b l"] | None = None,
+    *,
+    margin: float = 1.0,
+) -> Float[Array, "b l"]:
     """Pairwise ranking: each positive's sum over negatives of max(0, margin - p_pos + p_neg), p = sigmoid(x).
 
-    Args:
-      logits, labels, observed: (b l). Labels that are not observed count as negatives.
-    Returns:
-      (b l), 0 at negatives; the single-positive paper's code takes the mean over all entries.
+    Labels that are not observed count as negatives, and the result is 0 at negatives; the single-positive paper's code
+    takes the mean over all entries.
     Reference: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021.
     """
     x, y = floats(logits, labels)
@@ -34,14 +36,14 @@ def ranking(logits: Array, labels: Array, observed: Array | None = None, *, marg
 
 
 def cross_image(
-    features: Array,
-    labels: Array,
-    observed: Array,
+    features: Num[Array, "b l d"],
+    labels: Num[Array, "b l"],
+    observed: Num[Array, "b l"],
     *,
-    key: Array | None = None,
-    draws: Array | None = None,
+    key: PRNGKeyArray | None = None,
+    draws: Float[Array, "pairs l"] | None = None,
     axis: str | None = None,
-) -> Array:
+) -> Float[Array, ""]:
     """SST's and SARB's contrastive loss between the label features of two images, with hard negatives.
 
     For two images n < m and a label that both know: 1 - cos if both have it, else 1 + cos. With P pairs of
@@ -49,14 +51,11 @@ def cross_image(
     random ones and the P of the greatest loss are kept (some twice); all if P = 0. The mean of what is kept.
 
     Args:
-      features: (b l d), one vector per label.
-      labels, observed: (b l).
-      key: PRNG key of the random choice, the same on all devices.
-      draws: (pairs l), the numbers that decide the choice (least first) in place of the key; pairs as
-        `image_pairs`.
+      key: of the random choice, the same on all devices.
+      draws: the numbers that decide the choice (least first) in place of the key; pairs as `image_pairs`.
       axis: of pmap, or None.
     Returns:
-      (), 0 without any pair.
+      0 without any pair.
     Raises:
       ValueError: neither `key` nor `draws`.
     Reference: Chen et al., "Structured Semantic Transfer ..", AAAI 2022 and Pu et al., "Semantic-Aware
@@ -81,8 +80,8 @@ def cross_image(
     return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1)
 
 
-def image_pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of images n < m of a batch, n in the outer loop: two (pairs) arrays."""
+def image_pairs(count: int) -> tuple[Int[np.ndarray, "pairs"], Int[np.ndarray, "pairs"]]:
+    """All pairs of images n < m of a batch, n in the outer loop."""
     n, m = np.triu_indices(count, 1)
     return n, m
 
@@ -103,84 +102,80 @@ def _rank(x: Array, group: Array) -> Array:
 
 
 def supervised_contrastive(
-    embeddings: Array,
-    labels: Array,
-    active: Array | None = None,
+    embeddings: Num[Array, "n d"],
+    labels: Num[Array, "n l"],
+    active: Shaped[Array, "n"] | None = None,
     *,
     temperature: float = 0.2,
     base_temperature: float | None = None,
     how: str = "mean",
     axis: str | None = None,
-) -> Array:
+) -> Float[Array, ""]:
     """MulCon's supervised contrastive loss over (image, label) embeddings.
 
     Every active row with a label is an anchor. Its loss is -mean over its positives (other active rows of
     the same label) of log softmax over all other active rows; 0 if it has no positive.
 
     Args:
-      embeddings: (n d), unit length. n = b*l, with `active` marking the entries whose label the image has:
-        shapes are static, nothing is gathered by content.
-      labels: (n l), one-hot; zero rows are only contrasted with (MulCon's hard negatives).
-      active: (n) in {0, 1}, rows that take part; all if None.
+      embeddings: of unit length. n = b*l, with `active` marking the entries whose label the image has: shapes are
+        static, nothing is gathered by content.
+      labels: one-hot; zero rows are only contrasted with (MulCon's hard negatives).
+      active: 1 for the rows that take part; all if None.
       temperature: of the softmax; base_temperature: the loss is scaled by temperature/base_temperature
         (None: 1).
       how: "mean" over anchors, those without a positive included (the code), or "sum" (the paper).
       axis: of pmap, or None.
-    Returns:
-      ().
     Raises:
-      ValueError: `how` is neither.
+      UserError: `how` is neither.
     Reference: Dao et al., "Contrastively Enforcing Distinctiveness for Multi-Label Image Classification",
       2023; Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, eq. 2.
     Differs from the authors' code: masks in place of a gather; the sum over positives is taken by class, and
       that over all others in blocks, so that no n x n matrix is built.
     """
-    if how not in ("mean", "sum"):
-        raise ValueError(f"supervised_contrastive sums or averages over anchors, not {how!r}")
+    one_of("supervised_contrastive's how", how, ("mean", "sum"))
     z, y = floats(embeddings, labels)
     takes = jnp.ones_like(z[:, 0]) if active is None else active.astype(z.dtype)
     z, y, takes = parallel.all_gather((z, y, takes), axis)
     y = y * takes[:, None]
     # z_i . (sum of z_j of the same label, itself excluded): a sum per class, not per pair
     sums = jnp.einsum("nl,nd->ld", y, z, precision="highest")
-    own = y.sum(axis=-1)
-    count = y @ y.sum(axis=0) - own
+    of_itself = y.sum(axis=-1)
+    count = y @ y.sum(axis=0) - of_itself
     same = jnp.sum(jnp.matmul(y, sums, precision="highest") * z, axis=-1)
-    same = (same - own * jnp.sum(z * z, axis=-1)) / temperature
+    same = (same - of_itself * jnp.sum(z * z, axis=-1)) / temperature
     per_anchor = jnp.where(count > 0, log_total(z, takes, temperature) - same / jnp.maximum(count, 1), 0)
-    anchors = own > 0
+    anchors = of_itself > 0
     total = jnp.sum(jnp.where(anchors, per_anchor, 0)) * (temperature / (base_temperature or temperature))
     return total if how == "sum" else total / jnp.maximum(jnp.sum(anchors.astype(z.dtype)), 1)
 
 
 def label_contrastive(
-    embeddings: Array,
-    active: Array,
-    others: Array | None = None,
+    embeddings: Num[Array, "b l d"],
+    active: Shaped[Array, "b l"],
+    others: Shaped[Array, "b l"] | None = None,
     *,
     temperature: float = 0.2,
     how: str = "mean",
-) -> Array:
+) -> Float[Array, ""]:
     """MulCon's loss where every label of every image has an embedding: `supervised_contrastive`, label axis kept.
 
     An anchor is an active entry; its positives are the other active entries of its label, and it is contrasted
     with all other active entries and with `others`.
 
     Args:
-      embeddings: (b l d), unit length, of the whole batch: under pmap gather it first.
-      active: (b l) in {0, 1}, the labels that the images have.
-      others: (b l) in {0, 1}, entries that are contrasted with and are no anchors (`hard_negatives`), or None.
+      embeddings: of unit length, of the whole batch: under pmap gather it first.
+      active: 1 for the labels that the images have.
+      others: 1 for entries that are contrasted with and are not anchors (`hard_negatives`).
       temperature: of the softmax.
       how: "mean" over anchors, those without a positive included (the code), or "sum" (the paper).
     Returns:
-      (), 0 without anchors.
+      0 without anchors.
     Raises:
-      ValueError: `how` is neither.
+      UserError: `how` is neither.
     Reference: Dao et al., "Contrastively Enforcing Distinctiveness for Multi-Label Image Classification", 2023.
     Differs from the authors' code: shapes are static, and no (active active) matrix is ever whole; see `log_total`.
     """
-    if how not in ("mean", "sum"):
-        raise ValueError(f"label_contrastive sums or averages over anchors, not {how!r}")
+    one_of("label_contrastive's how", how, ("mean", "sum"))
     z, anchors = floats(embeddings, active > 0)
     takes = anchors if others is None else jnp.maximum(anchors, (others > 0).astype(z.dtype))
     sums = jnp.einsum("bl,bld->ld", anchors, z, precision="highest")
@@ -194,106 +189,14 @@ def label_contrastive(
     return loss if how == "sum" else loss / jnp.maximum(jnp.sum(anchors), 1)
 
 
-def hard_negatives(logits: Array, active: Array, allowed: Array, size: int) -> Array:
+def hard_negatives(
+    logits: Float[Array, "b l"], active: Shaped[Array, "b l"], allowed: Shaped[Array, "b l"], size: int
+) -> Float[Array, "b l"]:
     """The inactive entries of the highest logits that fill a denominator up to `size` entries, the active counted.
 
-    Args:
-      logits, active, allowed: (b l) of the whole batch; an entry is chosen where it is allowed and not active.
-    Returns:
-      (b l) in {0, 1}; ties are taken in order.
+    All are of the whole batch. An entry is 1 if chosen, which it can be where it is allowed and not active; ties are
+    taken in order.
     """
     free = (allowed > 0) & ~(active > 0)
     rank = _rank(-jax.lax.stop_gradient(logits), free)
     return (free & (rank < size - jnp.sum(active > 0))).astype(jnp.float32)
-
-
-BLOCK = 256  # rows of a block of similarities; 256 x 256 float32 are 256 KiB
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def log_total(z: Array, takes: Array, temperature: float) -> Array:
-    """log of the sum over the other taken rows of exp(z_i . z_j / temperature), without the matrix of similarities.
-
-    Taken rows are put first, and only blocks of (BLOCK BLOCK) that hold some are computed, one at a time, with a
-    running maximum; once more for the gradient. Time goes with the square of the number of taken rows, memory does not.
-
-    Args:
-      z: (n d).
-      takes: (n) in {0, 1}, floating.
-    Returns:
-      (n), 0 where a row is not taken or has no other.
-    """
-    return _log_total(z, takes, temperature)[0]
-
-
-def _log_total(z: Array, takes: Array, temperature: float) -> tuple[Array, tuple[Array, Array, Array]]:
-    order, count, size, blocks = _blocks(takes)
-    least = jnp.finfo(z.dtype).min
-
-    def row(i: Array, totals: Array) -> Array:
-        def column(j: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            highest, total = carry
-            similarity, pair = _similarity(z, order, count, (i, j), size, temperature)
-            new = jnp.maximum(highest, jnp.max(jnp.where(pair, similarity, least), axis=1))
-            terms = jnp.where(pair, jnp.exp(jnp.where(pair, similarity - new[:, None], 0)), 0)
-            return new, total * jnp.exp(highest - new) + jnp.sum(terms, axis=1)
-
-        start = jnp.full((size,), least, z.dtype), jnp.zeros((size,), z.dtype)
-        highest, total = jax.lax.fori_loop(0, blocks, column, start)
-        found = jnp.where(total > 0, jnp.log(jnp.where(total > 0, total, 1)) + highest, 0)
-        return jax.lax.dynamic_update_slice(totals, found, (i * size,))
-
-    totals = jax.lax.fori_loop(0, blocks, row, jnp.zeros(order.shape, z.dtype))
-    n = z.shape[0]
-    return jnp.zeros((n,), z.dtype).at[order[:n]].set(totals[:n]), (z, takes, totals)
-
-
-def _log_total_gradient(temperature: float, kept: tuple[Array, Array, Array], given: Array) -> tuple[Array, Array]:
-    """d/dz_i = sum over j of (g_i p_ij + g_j p_ji) z_j / temperature, p the softmax of a row."""
-    z, takes, totals = kept
-    order, count, size, blocks = _blocks(takes)
-    given = given[order]
-
-    def row(i: Array, gradient: Array) -> Array:
-        def column(j: Array, found: Array) -> Array:
-            similarity, pair = _similarity(z, order, count, (i, j), size, temperature)
-
-            def share(total: Array, g: Array) -> Array:
-                return jnp.where(pair, jnp.exp(jnp.where(pair, similarity - total, 0)), 0) * g
-
-            own = share(_part(totals, i, size)[:, None], _part(given, i, size)[:, None])
-            theirs = share(_part(totals, j, size)[None], _part(given, j, size)[None])
-            return found + jnp.matmul(own + theirs, z[_part(order, j, size)], precision="highest")
-
-        found = jax.lax.fori_loop(0, blocks, column, jnp.zeros((size, z.shape[1]), z.dtype)) / temperature
-        return gradient.at[_part(order, i, size)].add(found)  # rows beyond the taken ones add zeros
-
-    return jax.lax.fori_loop(0, blocks, row, jnp.zeros_like(z)), jnp.zeros_like(takes)
-
-
-log_total.defvjp(_log_total, _log_total_gradient)
-
-
-def _blocks(takes: Array) -> tuple[Array, Array, int, Array]:
-    """The rows, taken ones first, in whole blocks; how many are taken; a block's size; how many blocks hold any."""
-    n = takes.shape[0]
-    size = min(BLOCK, n)
-    order = jnp.argsort(takes <= 0, stable=True)
-    order = jnp.pad(order, (0, -n % size))  # with a row that is there: it is masked by its place
-    count = jnp.sum(takes > 0)
-    return order, count, size, (count + size - 1) // size
-
-
-def _part(x: Array, i: Array, size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, i * size, size)
-
-
-def _similarity(
-    z: Array, order: Array, count: Array, at: tuple[Array, Array], size: int, temperature: float
-) -> tuple[Array, Array]:
-    """(size size) similarities of two blocks, and which of them are pairs of two different taken rows."""
-    rows, columns = (z[_part(order, i, size)] for i in at)
-    similarity = jnp.matmul(rows, columns.T, precision="highest") / temperature
-    i, j = (k * size + jnp.arange(size, dtype=jnp.int32) for k in at)
-    pair = (i < count)[:, None] & (j < count)[None] & (i[:, None] != j[None])
-    return similarity, pair

@@ -1,50 +1,49 @@
-"""The classification loss of a run, whatever the system: an element-wise loss of the config plus its reduction, or one
-of the losses of a whole batch that single-positive learning has."""
+"""The classification loss of a run, whatever the system: an element-wise loss and its reduction, or a loss of a whole
+batch as single-positive learning has them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
-import jax
+from jaxtyping import Array, Float, Num
 
 from mljax.build import keywords
-from mljax.errors import UserError, nearest
-from mljax.losses import contrastive, elementwise, partial
+from mljax.errors import UserError, nearest, one_of
+from mljax.losses import contrastive, elementwise, weak_labels
+from mljax.losses.reduction import REDUCTIONS, reduce
 from mljax.types import Batch
-
-REDUCTIONS = ("mean", "batch_mean", "sum")
 
 
 def epr(
-    logits: jax.Array,
-    labels: jax.Array,
-    observed: jax.Array,
-    mask: jax.Array,
+    logits: Float[Array, "b l"],
+    labels: Num[Array, "b l"],
+    observed: Num[Array, "b l"],
+    mask: Num[Array, "b"],
     axis: str | None,
     *,
     expected: float,
     eps: float = 1e-5,
-) -> jax.Array:
-    """`partial.epr` of the observed positives."""
-    return partial.epr(logits, labels * observed, expected=expected, eps=eps, mask=mask, axis=axis)
+) -> Float[Array, ""]:
+    """`weak_labels.epr` of the observed positives."""
+    return weak_labels.epr(logits, labels * observed, expected=expected, eps=eps, mask=mask, axis=axis)
 
 
 def pr(
-    logits: jax.Array,
-    labels: jax.Array,
-    observed: jax.Array,
-    mask: jax.Array,
+    logits: Float[Array, "b l"],
+    labels: Num[Array, "b l"],
+    observed: Num[Array, "b l"],
+    mask: Num[Array, "b"],
     axis: str | None,
     *,
     margin: float = 1.0,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """`contrastive.ranking`, its mean over all entries."""
     values = contrastive.ranking(logits, labels, observed, margin=margin)
-    return elementwise.reduce(values, elementwise.entries("positives", observed, mask), how="mean", axis=axis)
+    return reduce(values, elementwise.entries("positives", observed, mask), how="mean", axis=axis)
 
 
-# losses of a batch: (logits, labels, observed (b l), mask (b), axis, settings) -> (), reduced in their own way
-WHOLE: dict[str, Callable[..., jax.Array]] = {"epr": epr, "pr": pr}
+# losses that a config names like the element-wise ones, but of a whole batch: reduced in their own way
+BATCH_LOSSES: dict[str, Callable[..., Array]] = {"epr": epr, "pr": pr}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Criterion:
     """`criterion(logits, batch)` -> scalar; hashable, so that a linen module may hold it.
 
     Attributes:
-      name: of the loss, one of `elementwise.NAMES` or `WHOLE`.
+      name: of the loss, one of `elementwise.NAMES` or `BATCH_LOSSES`.
       settings: of the loss, as sorted pairs.
       reduction: "mean" over known entries of the batch, "batch_mean" (sum over labels, mean over images: the scale of a
         summed loss that does not change with the batch), or "sum" over both, as ASL's authors train.
@@ -64,52 +63,50 @@ class Criterion:
 
     def __call__(
         self,
-        logits: jax.Array,
+        logits: Float[Array, "b l"],
         batch: Batch,
         *,
-        labels: jax.Array | None = None,
-        observed: jax.Array | None = None,
+        labels: Num[Array, "b l"] | None = None,
+        observed: Num[Array, "b l"] | None = None,
         axis: str | None = None,
-    ) -> jax.Array:
+    ) -> Float[Array, ""]:
         """The loss of a batch over its known entries, padding left out.
 
         Args:
-          logits: (b l).
           batch: holds labels (b l), observed (b l) and mask (b).
-          labels, observed: take the place of the batch's own (pseudo-labels).
+          labels, observed: used instead of the batch's (pseudo-labels).
           axis: the pmap axis, or None.
         """
-        truth: Any = batch["labels"] if labels is None else labels
-        known: Any = batch["observed"] if observed is None else observed
-        if self.name in WHOLE:
-            logits = logits.astype(truth.dtype)
-            return WHOLE[self.name](logits, truth, known, batch["mask"], axis, **dict(self.settings))
-        loss = elementwise.make({"name": self.name, **dict(self.settings)})
-        values = loss(logits.astype(truth.dtype), truth, known)
-        weights = elementwise.entries(self.name, known, batch["mask"])
-        return elementwise.reduce(values, weights, how=self.reduction, mask=batch["mask"], axis=axis)
+        labels = batch["labels"] if labels is None else labels
+        observed = batch["observed"] if observed is None else observed
+        logits, mask, settings = logits.astype(labels.dtype), batch["mask"], dict(self.settings)
+        if self.name in BATCH_LOSSES:
+            return BATCH_LOSSES[self.name](logits, labels, observed, mask, axis, **settings)
+        values = elementwise.make({"name": self.name, **settings})(logits, labels, observed)
+        weights = elementwise.entries(self.name, observed, mask)
+        return reduce(values, weights, how=self.reduction, mask=mask, axis=axis)
 
-
-def criterion(section: Mapping[str, Any]) -> Criterion:
-    """Build `config.loss`: name, reduction and the loss's own settings, checked here once."""
-    settings = dict(section)
-    reduction = settings.pop("reduction", "mean")
-    if reduction not in REDUCTIONS:
-        raise UserError(f"config.loss.reduction is {reduction!r}{nearest(reduction, REDUCTIONS)}.")
-    _check(settings)
-    name = settings.pop("name")
-    return Criterion(name, tuple(sorted(settings.items())), reduction)
+    @classmethod
+    def from_config(cls, section: Mapping[str, Any]) -> Self:
+        """Of `config.loss`: the name, the reduction and the loss's settings, all checked here."""
+        settings = dict(section)
+        reduction = settings.pop("reduction", "mean")
+        one_of("config.loss.reduction", reduction, REDUCTIONS)
+        _check(settings)
+        name = settings.pop("name")
+        return cls(name, tuple(sorted(settings.items())), reduction)
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    """A name and settings that exist, and those that a loss cannot do without."""
+    """UserError unless the loss exists, has these settings and gets those that it cannot do without."""
     name = settings.get("name")
-    if name not in WHOLE:
+    if name not in BATCH_LOSSES:
         if name is not None and name not in elementwise.NAMES:
-            raise UserError(f"There is no {name!r} among the losses{nearest(str(name), {*elementwise.NAMES, *WHOLE})}.")
+            hint = nearest(str(name), {*elementwise.NAMES, *BATCH_LOSSES})
+            raise UserError(f"There is no {name!r} among the losses{hint}.")
         elementwise.make(settings)
         return
-    options = keywords(WHOLE[name]).keys() - {"logits", "labels", "observed", "mask", "axis"}
+    options = keywords(BATCH_LOSSES[name]).keys() - {"logits", "labels", "observed", "mask", "axis"}
     for key in settings:
         if key != "name" and key not in options:
             raise UserError(f"{name!r} (losses) has no setting {key!r}{nearest(key, options)}.")

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mljax import parallel
 from mljax.layers import Affine, torch_linear_init
-from mljax.losses.partial import pair_index
+from mljax.losses.weak_labels import pair_index
 from mljax.systems._semantic import TORCH, linear
 
 CHUNK = 128  # pairs at a time: 16 MiB of (b chunk output) at batch 32 and output 1024

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mljax.errors import UserError
-from mljax.losses import partial
+from mljax.losses import weak_labels
 from mljax.losses.criterion import Criterion
 from mljax.pipeline.feature_cache import view as parse_view
 from mljax.systems import _around
@@ -32,7 +32,7 @@ class CDCR(nn.Module):
       criterion: of the inner system.
       net: the section of the system around which it works; None: the baseline.
       alpha: a candidate counts from this probability on.
-      difficulty_aware: compare with the mean probability of the class instead, see `partial.candidate_weights`.
+      difficulty_aware: compare with the mean probability of the class instead, see `weak_labels.candidate_weights`.
       start: the first epoch before which candidates are weighed; until then all count. A large one makes a stage of
         plain training.
       view: the weak view that is scored, e.g. "224:flip"; empty: the evaluation's.
@@ -83,7 +83,7 @@ class CDCR(nn.Module):
         if epoch < self.start:
             return variables
         logits = np.asarray(score("train", self.view or None)["logits"], np.float32)
-        weights = partial.candidate_weights(
+        weights = weak_labels.candidate_weights(
             jax.nn.sigmoid(logits),
             jnp.asarray(self.meta.labels, jnp.float32),
             alpha=self.alpha,

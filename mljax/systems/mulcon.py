@@ -21,7 +21,7 @@ from mljax.errors import UserError, at_least, one_of
 from mljax.layers import attention_maps, encode, final, layer_norm, tokens
 from mljax.losses.contrastive import hard_negatives, label_contrastive, supervised_contrastive
 from mljax.losses.criterion import Criterion
-from mljax.losses.partial import unit
+from mljax.losses.numeric import unit
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mljax.errors import UserError
-from mljax.losses import partial
+from mljax.losses import weak_labels
 from mljax.systems import _around
 from mljax.systems.baseline import PUBLISHED as CLASSIFIER
 from mljax.systems.baseline import Baseline
@@ -47,11 +47,11 @@ class RoleCriterion:
         observed: Float[Array, "b l"] | None = None,
         axis: str | None = None,
     ) -> Float[Array, ""]:
-        """`partial.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
+        """`weak_labels.role` of the observed positives; `labels`, `observed` take the place of the batch's own."""
         truth: Any = batch["labels"] if labels is None else labels
         known: Any = batch["observed"] if observed is None else observed
         logits, theta = logits.astype(jnp.float32), batch["theta"]
-        return partial.role(
+        return weak_labels.role(
             logits, theta, truth * known, expected=self.expected, eps=self.eps, mask=batch["mask"], axis=axis
         )
 
@@ -60,7 +60,7 @@ class Role(nn.Module):
     """ROLE around a system.
 
     L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
-    the batch; see `mljax.losses.partial.role`, which takes the place of `config.loss` in the inner system. The table
+    the batch; see `mljax.losses.weak_labels.role`, which takes the place of `config.loss` in the inner system. The table
     starts uniformly within +-logit(0.6), observed positives at logit(0.995), observed negatives at logit(0.005). It is
     trained at ten times the rate, without weight decay, and not averaged (`mljax.optim.groups.label_tables`); a group
     of config.optim.groups that names "label_table" overrides that.

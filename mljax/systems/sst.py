@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mljax import losses
 from mljax.errors import one_of
 from mljax.layers import constant, encode, final
-from mljax.losses import contrastive, partial
+from mljax.losses import contrastive, weak_labels
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._pairs import PairHead, push
@@ -168,7 +168,7 @@ class SST(nn.Module):
 
     def _memory_scores(self, features: Float[Array, "b l d"], memory: Float[Array, "l slots d"]) -> Float[Array, "b l"]:
         """Mean cosine over all slots, empty ones count 0 (code), or over the filled ones (paper)."""
-        scores = partial.memory_scores(features, memory)
+        scores = weak_labels.memory_scores(features, memory)
         if self.form == "code":
             return scores
         filled = jnp.any(memory != 0, axis=-1).sum(-1)
@@ -181,7 +181,7 @@ class SST(nn.Module):
         count = jnp.maximum(positive.sum(-1, keepdims=True), 1)
         if self._pairs:
             assert out.extra is not None
-            scores = partial.cooccurrence_scores(out.extra["pair_logits"], labels, observed)
+            scores = weak_labels.cooccurrence_scores(out.extra["pair_logits"], labels, observed)
         else:
             matrix: Any = self.get_variable("constants", "cooccurrence")
             scores = jnp.einsum("bm,ml->bl", positive, matrix, precision="highest") / count
@@ -224,7 +224,7 @@ class SST(nn.Module):
         if self._ist:
             terms |= self._pseudo("ist", self._cooccurrence_scores(out, batch), out.logits, batch, epoch)
             if self._pairs and self.ist_weight:
-                values = partial.cooccurrence_loss(out.extra["pair_logits"], batch["labels"], batch["observed"])
+                values = weak_labels.cooccurrence_loss(out.extra["pair_logits"], batch["labels"], batch["observed"])
                 weights = jnp.broadcast_to(batch["mask"][:, None], values.shape)
                 terms["ist"] = self.ist_weight * ramp * losses.reduce(values, weights, how="mean", axis=self.axis)
         if self._cst:
@@ -245,7 +245,7 @@ class SST(nn.Module):
         epoch: Int[Array, ""],
     ) -> dict[str, Float[Array, ""]]:
         """The classification loss with a branch's pseudo labels, 0 before they start, and how many there are."""
-        added = partial.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))
+        added = weak_labels.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))
         started: Bool[Array, ""] = epoch >= self.start
         added = jnp.where(started, added, 0)
         labels, observed = batch["labels"] * batch["observed"] + added, batch["observed"] + added

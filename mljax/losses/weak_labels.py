@@ -1,32 +1,30 @@
-"""Learning from few known labels: estimated labels, pseudo labels, curricula. Losses and rules of a whole
-batch.
+"""Learning from few known labels: estimated labels, pseudo-labels, curricula, all of a whole batch.
 
-Arrays are (b l): `labels` in {0, 1}, 0 where not observed, and `observed` in {0, 1}. The repositories'
--1/0/1 code is `labels = t == 1, observed = t != 0`.
+`labels` are in {0, 1}, 0 where not observed, and `observed` in {0, 1}. The repositories' -1/0/1 code is
+`labels = t == 1, observed = t != 0`. `mask` is 0 for padding, and `axis` is that of pmap or None.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Num
 
 from mljax import parallel
-from mljax.losses.elementwise import asl, bce, entries, floats, positives, reduce, wide
-
-Array = jax.Array
+from mljax.losses.elementwise import asl, bce, entries, positives
+from mljax.losses.numeric import floats, unit, wide
+from mljax.losses.reduction import reduce
 
 
 def expected_positives(
-    probabilities: Array, expected: float, *, mask: Array | None = None, axis: str | None = None
-) -> Array:
+    probabilities: Float[Array, "b l"],
+    expected: float,
+    *,
+    mask: Num[Array, "b"] | None = None,
+    axis: str | None = None,
+) -> Float[Array, ""]:
     """((mean over b of the sum over l of p - k) / l)^2, k positives expected per image.
 
-    Args:
-      probabilities: (b l).
-      mask: (b), 0 for padding.
-      axis: of pmap: the batch mean is that of all devices, since a mean of squares is not the square of the
-        mean.
-    Returns:
-      ().
+    The batch mean is that of all devices, since a mean of squares is not the square of the mean.
     Reference: Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021, normalised as in
       the authors' code.
     """
@@ -37,23 +35,19 @@ def expected_positives(
 
 
 def epr(
-    logits: Array,
-    labels: Array,
+    logits: Float[Array, "b l"],
+    labels: Num[Array, "b l"],
     *,
     expected: float,
     eps: float = 1e-5,
-    mask: Array | None = None,
+    mask: Num[Array, "b"] | None = None,
     axis: str | None = None,
-) -> Array:
+) -> Float[Array, ""]:
     """Expected positive regularisation: mean of -log p on observed positives, plus `expected_positives`.
 
     Args:
-      logits: (b l).
-      labels: (b l), 1 for observed positives.
+      labels: 1 for observed positives.
       expected: positives per image k (2.9 on COCO, 1.5 on VOC 2012).
-      mask: (b), 0 for padding.
-    Returns:
-      ().
     Reference: Cole et al., CVPR 2021; the first term is divided by b*l as in their code.
     """
     x, y = floats(logits, labels)
@@ -63,55 +57,54 @@ def epr(
 
 
 def role(
-    logits: Array,
-    theta: Array,
-    labels: Array,
+    logits: Float[Array, "b l"],
+    theta: Float[Array, "b l"],
+    labels: Num[Array, "b l"],
     *,
     expected: float,
     eps: float = 1e-5,
-    mask: Array | None = None,
+    mask: Num[Array, "b"] | None = None,
     axis: str | None = None,
-) -> Array:
-    """Regularised online label estimation: L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated
-    labels.
+) -> Float[Array, ""]:
+    """Regularised online label estimation: L = (L'(p | q) + L'(q | p)) / 2, where q = sigmoid(theta) estimates labels.
 
     L'(p | q) = mean{ -log p on observed positives + BCE(p, target q without gradient) } + R_k(p)
 
     Args:
-      logits: (b l).
-      theta: (b l), the rows of the label table that belong to this batch.
-      labels: (b l), 1 for observed positives.
+      theta: the rows of the label table that belong to this batch.
+      labels: 1 for observed positives.
       expected: positives per image k.
-      mask: (b), 0 for padding.
-    Returns:
-      ().
     Reference: Cole et al., CVPR 2021.
     """
     x, y = floats(logits, labels)
     theta = wide(theta)
     weights = entries("positives", y, mask)
 
-    def side(own: Array, other: Array) -> Array:
+    def side(predicted: Array, other: Array) -> Array:
         target = jax.lax.stop_gradient(jax.nn.sigmoid(other))
-        values = positives(own, y, eps=eps) + bce(own, target, eps=eps)
+        values = positives(predicted, y, eps=eps) + bce(predicted, target, eps=eps)
         first = reduce(values, weights, how="mean", axis=axis)
-        return first + expected_positives(jax.nn.sigmoid(own), expected, mask=mask, axis=axis)
+        return first + expected_positives(jax.nn.sigmoid(predicted), expected, mask=mask, axis=axis)
 
     return (side(x, theta) + side(theta, x)) / 2
 
 
 def candidate_weights(
-    confidence: Array, candidates: Array, *, alpha: float = 0.6, difficulty_aware: bool = False
-) -> Array:
+    confidence: Float[Array, "N l"],
+    candidates: Num[Array, "N l"],
+    *,
+    alpha: float = 0.6,
+    difficulty_aware: bool = False,
+) -> Float[Array, "N l"]:
     """Curriculum disambiguation: which candidate labels to train on.
 
     Args:
-      confidence: (N l), probabilities of the weakly augmented training images.
-      candidates: (N l) in {0, 1}: the true and the false positives.
+      confidence: probabilities of the weakly augmented training images.
+      candidates: 1 for the true and the false positives.
       alpha: a candidate counts from this confidence on.
       difficulty_aware: compare with the mean confidence of the class, shifted by the mean of all candidates.
     Returns:
-      (N l) in {0, 1}: 1 for non-candidates and for candidates that are confident enough.
+      1 for non-candidates and for candidates that are confident enough, else 0.
     Reference: CDCR (repository xiemk/PML-CDCR), stage 2; the weighted BCE is `bce` with these weights in
       `reduce`.
     """
@@ -126,26 +119,24 @@ def candidate_weights(
     return jnp.where(y > 0, confident.astype(p.dtype), 1)
 
 
-def pair_index(count: int) -> np.ndarray:
-    """All unordered pairs of labels, (2 pairs) int32: i < j, i in the outer loop; count*(count-1)/2 of them."""
+def pair_index(count: int) -> Int[np.ndarray, "2 pairs"]:
+    """All unordered pairs of labels: i < j, i in the outer loop; count*(count-1)/2 of them."""
     return np.stack(np.triu_indices(count, 1)).astype(np.int32)
 
 
-def cooccurrence_targets(labels: Array, observed: Array) -> Array:
-    """Targets of SST's pair logits, (b pairs) in `pair_index` order: 1 where both labels are known positives."""
+def cooccurrence_targets(labels: Num[Array, "b l"], observed: Num[Array, "b l"]) -> Float[Array, "b pairs"]:
+    """Targets of SST's pair logits, in `pair_index` order: 1 where both labels are known positives."""
     i, j = pair_index(labels.shape[-1])
     positive = (labels * observed).astype(jnp.float32)
     return positive[:, i] * positive[:, j]
 
 
-def cooccurrence_loss(pair_logits: Array, labels: Array, observed: Array) -> Array:
+def cooccurrence_loss(
+    pair_logits: Float[Array, "b pairs"], labels: Num[Array, "b l"], observed: Num[Array, "b l"]
+) -> Float[Array, "b pairs"]:
     """SST's intra-image co-occurrence loss, element-wise; its authors take the mean over pairs and images.
 
-    Args:
-      pair_logits: (b pairs), in `pair_index` order.
-      labels, observed: (b l).
-    Returns:
-      (b pairs).
+    Pairs are in `pair_index` order.
     Reference: Chen et al., "Structured Semantic Transfer for Multi-Label Recognition with Partial Labels",
       AAAI 2022, as in the authors' code: every pair that is not two known positives is a negative.
     """
@@ -153,23 +144,20 @@ def cooccurrence_loss(pair_logits: Array, labels: Array, observed: Array) -> Arr
     return asl(pair_logits, targets, gamma_neg=2.0, gamma_pos=1.0, clip=0.05, detach_focal=False)
 
 
-def cooccurrence_matrix(pair_logits: Array, count: int) -> Array:
-    """How labels go together in each image, as SST's pair logits (b pairs) say it: (b l l), symmetric, ones on the
-    diagonal."""
+def cooccurrence_matrix(pair_logits: Float[Array, "b pairs"], count: int) -> Float[Array, "b {count} {count}"]:
+    """How labels go together in each image, as SST's pair logits say it: symmetric, ones on the diagonal."""
     i, j = pair_index(count)
     probabilities = jax.nn.sigmoid(pair_logits.astype(jnp.float32))
     matrix = jnp.zeros((len(pair_logits), count, count), jnp.float32).at[:, i, j].set(probabilities)
     return matrix + matrix.swapaxes(1, 2) + jnp.eye(count, dtype=jnp.float32)[None]
 
 
-def cooccurrence_scores(pair_logits: Array, labels: Array, observed: Array) -> Array:
+def cooccurrence_scores(
+    pair_logits: Float[Array, "b pairs"], labels: Num[Array, "b l"], observed: Num[Array, "b l"]
+) -> Float[Array, "b l"]:
     """Mean over an image's known positives of the probability that a label goes with them; 0 without any.
 
-    Args:
-      pair_logits: (b pairs), in `pair_index` order.
-      labels, observed: (b l).
-    Returns:
-      (b l).
+    Pairs are in `pair_index` order.
     Differs from the paper (Chen et al., AAAI 2022), as its authors' code does: a mean, not a sum.
     """
     matrix = cooccurrence_matrix(pair_logits, labels.shape[-1])
@@ -178,31 +166,23 @@ def cooccurrence_scores(pair_logits: Array, labels: Array, observed: Array) -> A
     return total / jnp.maximum(positive.sum(axis=-1, keepdims=True), 1)
 
 
-def memory_scores(features: Array, memory: Array) -> Array:
+def memory_scores(features: Num[Array, "b l d"], memory: Num[Array, "l q d"]) -> Float[Array, "b l"]:
     """Mean cosine of an image's label feature with stored features of known positives of that label.
 
     Args:
-      features: (b l d).
-      memory: (l q d), zeros where nothing is stored yet: they count in the mean with cosine 0.
-    Returns:
-      (b l).
+      memory: zeros where nothing is stored yet: they count in the mean with cosine 0.
     Reference: SST's cross-image transfer (Chen et al., AAAI 2022), in the form of the authors' code.
     """
     stored = unit(wide(memory)).mean(axis=1)
     return jnp.einsum("bld,ld->bl", unit(wide(features)), stored, precision="highest")
 
 
-def pseudo_positives(scores: Array, observed: Array, threshold: Array | float) -> Array:
-    """Unobserved labels whose score reaches the threshold: (b l) in {0, 1}, without gradient; never a
-    negative.
+def pseudo_positives(
+    scores: Float[Array, "b l"], observed: Num[Array, "b l"], threshold: Float[Array, "..."] | float
+) -> Float[Array, "b l"]:
+    """1 for unobserved labels whose score reaches the threshold, else 0; without gradient, and never a negative.
 
-    Train on them with labels + pseudo and observed + pseudo.
+    Train on them with labels + pseudo-labels and observed + pseudo-labels.
     """
     unknown = observed == 0
     return jax.lax.stop_gradient(((scores >= threshold) & unknown).astype(jnp.float32))
-
-
-def unit(x: Array, eps: float = 1e-8) -> Array:
-    """x / max(|x|, eps) along the last axis, with a finite gradient at 0."""
-    square = jnp.sum(x * x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(square, eps * eps))

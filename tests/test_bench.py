@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import convolution, fold, main, predict, scoring, train
+from mljax import convolution, fold, main, parallel, predict, scoring, train
 from mljax.backbones import cvt, mobilenet, resnet, small, tresnet
 from mljax.bench import command, hlo, loop, report, scale, target, timing
 from mljax.bench import model as bench_model
 from mljax.convolution import conv
 from mljax.errors import UserError
+from mljax.train.loop import IN_FLIGHT
 
 # --- ratios and figures ----------------------------------------------------------------------------------------------
 
@@ -247,8 +248,8 @@ def test_a_full_memory_ends_training_in_one_sentence(text, monkeypatch, capsys, 
     def full(*_):
         raise jax.errors.JaxRuntimeError(text)
 
-    place = train.parallel.compile_step
-    monkeypatch.setattr(train.parallel, "compile_step", lambda *given: (full, *place(*given)[1:]))
+    place = parallel.compile_step
+    monkeypatch.setattr(parallel, "compile_step", lambda *given: (full, *place(*given)[1:]))
     monkeypatch.setattr("mljax.config.command.setup_jax", lambda: None)
     argv = ["--config=configs/baseline.py:smoke", "--config.optim.batch_size=24", "--config.devices=1"]
     argv += ["--config.backbone.widths=(4, 4, 4, 4)", "--config.input.size=32"]
@@ -312,12 +313,12 @@ def test_find_batch_of_a_stage(monkeypatch, capsys):
 
 
 def test_a_full_memory_names_the_stage(monkeypatch, capsys, tmp_path):
-    def run(stage):
-        if stage.index:
+    def run(spec, writer):
+        if spec.index:
             raise MemoryError
         return {}
 
-    monkeypatch.setattr(train.Stage, "run", run)
+    monkeypatch.setattr("mljax.train.trainer.run_stage", run)
     monkeypatch.setattr("mljax.config.command.setup_jax", lambda: None)
     argv = ["--config=configs/mulcon.py:coco2014,smoke", f"--workdir={tmp_path / 'run'}"]
     assert main.guarded(lambda: main.main(argv)) == 2
@@ -331,13 +332,13 @@ def test_a_full_memory_names_the_stage(monkeypatch, capsys, tmp_path):
         command.main([whole, "--stage=3"])
 
 
-@pytest.mark.parametrize("parallel, devices", [("jit", 1), ("jit", 2), ("pmap", 2)])
-def test_the_step_writes_its_state_over_the_old_one(parallel, devices):
+@pytest.mark.parametrize("kind, devices", [("jit", 1), ("jit", 2), ("pmap", 2)])
+def test_the_step_writes_its_state_over_the_old_one(kind, devices):
     """Donated: results lie where the arguments did, so that the state is held once.
 
     All of its arrays; of its numbers the learning rate is only written, so that it is no argument of the program.
     """
-    model = bench_model.Model(tiny(devices=devices, parallel=parallel, ema=0.9))
+    model = bench_model.Model(tiny(devices=devices, parallel=kind, ema=0.9))
     state = jax.eval_shape(model.state_of, model.variables)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state) if x.ndim)
     stats = model.training(4).call.memory_analysis()
@@ -381,7 +382,7 @@ def test_a_trace_of_the_loop(tmp_path):
 def test_the_host_never_waits_for_the_last_step(monkeypatch, tmp_path):
     """Metrics are fetched when two later steps are dispatched, and no more than those are ever in flight."""
     dispatched, done, fetched = [], [], []
-    place, wait, get = train.parallel.compile_step, jax.block_until_ready, jax.device_get
+    place, wait, get = parallel.compile_step, jax.block_until_ready, jax.device_get
 
     def counted(*given):
         step, *rest = place(*given)
@@ -402,11 +403,11 @@ def test_the_host_never_waits_for_the_last_step(monkeypatch, tmp_path):
             fetched.append((x[-1][0] + 1, len(dispatched)))
         return get(x)
 
-    monkeypatch.setattr(train.parallel, "compile_step", counted)
+    monkeypatch.setattr(parallel, "compile_step", counted)
     config = tiny(log_every=4)
     config.optim.epochs, config.optim.batch_size, config.eval.every = 2, 4, 1
-    monkeypatch.setattr(train.jax, "block_until_ready", waited)
-    monkeypatch.setattr(train.jax, "device_get", got)
+    monkeypatch.setattr(jax, "block_until_ready", waited)
+    monkeypatch.setattr(jax, "device_get", got)
     train.fit(config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     written = [line["step"] for line in lines if "loss" in line]
@@ -414,29 +415,29 @@ def test_the_host_never_waits_for_the_last_step(monkeypatch, tmp_path):
     epoch = total // 2
     assert written == sorted({*range(4, total + 1, 4), epoch, total})
     for until, seen in fetched:
-        assert seen in (until + train.LATE, *((until,) if until in (epoch, total) else ()))
-    assert len(done) == total - 2 * train.LATE  # at every step but the first two of an epoch,
-    assert {now - waited_for for now, waited_for in done} == {train.LATE}  # for the one that is two steps back
+        assert seen in (until + IN_FLIGHT, *((until,) if until in (epoch, total) else ()))
+    assert len(done) == total - 2 * IN_FLIGHT  # at every step but the first two of an epoch,
+    assert {now - waited_for for now, waited_for in done} == {IN_FLIGHT}  # for the one that is two steps back
 
 
 def test_late_items():
     """Two more are asked for before the first is handed over, none is lost."""
     asked = []
-    items = scoring.late(asked.append(i) or i for i in range(5))
+    items = scoring.delayed(asked.append(i) or i for i in range(5))
     assert next(items) == 0 and asked == [0, 1, 2]
     assert list(items) == [1, 2, 3, 4]
-    assert list(scoring.late(iter([7]))) == [7]
+    assert list(scoring.delayed(iter([7]))) == [7]
 
 
 def test_overhead_counts_the_trainers_own_steps(monkeypatch):
     """A trainer that sleeps 20 ms in every step costs 20 ms more than the bare step."""
-    place = train.parallel.compile_step
+    place = parallel.compile_step
 
     def slow(*arguments):
         step, place_state, placed = place(*arguments)
         return step, place_state, lambda batch: (time.sleep(0.02), placed(batch))[1]
 
-    monkeypatch.setattr(train.parallel, "compile_step", slow)
+    monkeypatch.setattr(parallel, "compile_step", slow)
     turns = loop.overhead(tiny(), rounds=2, steps=4)
     assert len(turns.wall["step"]) == 2
     assert min(turns.wall["trainer"]) - min(turns.wall["step"]) > 0.012

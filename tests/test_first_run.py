@@ -75,7 +75,7 @@ def offline(monkeypatch):
 def test_vectors_and_weights_that_are_missing_are_told_at_once(tmp_path, offline):
     argv = ["--config=configs/cmsg.py:csv", f"--workdir={tmp_path / 'run'}", photos(tmp_path / "own")]
     said = refused(*argv, "--config.optim.batch_size=2")
-    assert said.startswith("Two things have to be mended: (1) GloVe vectors could not be downloaded (offline)")
+    assert said.startswith("Two things are missing: (1) GloVe vectors could not be downloaded (offline)")
     assert (
         "; (2) The file mobilenet_v1_imagenet_to_conv_pw_12.npz of the weights 'mobilenet_v1_keras' is not here" in said
     )
@@ -154,7 +154,7 @@ def test_a_start_that_fails_when_all_is_made_leaves_nothing(tmp_path, monkeypatc
         seen.append(sorted(p.name for p in (tmp_path / "run").iterdir()))
         raise error
 
-    monkeypatch.setattr(train, "make_step", failing)
+    monkeypatch.setattr("mljax.train.stage.make_step", failing)
     found = toy.config("baseline")
     with pytest.raises(UserError if isinstance(error, RuntimeError) else KeyboardInterrupt):
         train.fit(found, tmp_path / "run")
@@ -186,11 +186,11 @@ def test_what_was_there_before_stays(tmp_path):
 
 
 def test_a_start_that_fails_keeps_what_somebody_else_put_there(tmp_path, monkeypatch):
-    def failing(self):
+    def failing(*_):
         (tmp_path / "run" / "notes.txt").write_text("x")
         raise UserError("no")
 
-    monkeypatch.setattr(train.Stage, "_sources", failing)
+    monkeypatch.setattr("mljax.train.trainer.load_splits", failing)
     with pytest.raises(UserError, match="no"):
         train.fit(toy.config("baseline"), tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
@@ -200,10 +200,10 @@ def test_what_was_measured_stays(tmp_path, monkeypatch):
     """A run that fails after its first steps, before any checkpoint."""
 
     def failing(self, state):
-        self.writer.scalars(1, {"loss": 0.5}, 0)
+        self.meter.writer.scalars(1, {"loss": 0.5}, 0)
         raise UserError("no")
 
-    monkeypatch.setattr(train.Stage, "_loop", failing)
+    monkeypatch.setattr("mljax.train.loop.Loop.run", failing)
     with pytest.raises(UserError, match="no"):
         train.fit(toy.config("baseline"), tmp_path / "run")
     names = {p.name for p in (tmp_path / "run").iterdir()}

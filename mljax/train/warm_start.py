@@ -66,7 +66,8 @@ def from_run(workdir: str, variables: Mapping[str, Any], experiment: Experiment)
     }
     if not any(path in fits for path in paths({"params": kept["params"]})):
         raise UserError(
-            f"config.init={workdir!r}: no parameter of that run fits this network; train the same backbone and system, or leave config.init empty."
+            f"config.init={workdir!r}: no parameter of that run fits this network; train the same backbone and system,"
+            " or leave config.init empty."
         )
     fresh = sorted(paths({"params": kept["params"]}).keys() - fits.keys())
     taken = jax.tree_util.tree_map_with_path(lambda path, leaf: fits.get(path_name(path), leaf), kept)

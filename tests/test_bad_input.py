@@ -356,7 +356,7 @@ def test_wrong_flags_of_predict_and_evaluate(refused, trained, odd, tmp_path):
     assert "required: --workdir" in refused(evaluate)
     assert "'more' is left over" in refused(evaluate, run, "more")
     assert "no split 'vl' (did you mean 'val'?)" in refused(evaluate, run, "--split=vl")
-    assert "no definition 'envv'" in refused(evaluate, run, "--definition=envv")
+    assert "--definition is 'envv'; expected one of" in refused(evaluate, run, "--definition=envv")
     assert "The view '9x' is not" in refused(evaluate, run, "--views=9x")
     assert "kept no averaged parameters" in refused(evaluate, run, "--ema")
     assert "invalid choice: 'bst'" in refused(evaluate, run, "--checkpoint=bst")

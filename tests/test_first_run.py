@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import experiment, main, predict, rundir, scoring, train
+from mljax import experiment, main, predict, rundir, train
 from mljax.errors import UserError
 from mljax.rundir.checkpoint import Checkpoints
 
@@ -234,26 +234,3 @@ def test_predicting_does_not_warn_of_training(tmp_path, caplog):
             )
         run = predict.load(tmp_path / "run")
     assert run.classes == source.classes and not caplog.records
-
-
-# --- the table at the end --------------------------------------------------------------------------------------------
-
-OTHERS = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-REPORT = {
-    **{"split": "own val", "images": 2, "selected_by": "last step (raw)", "seed": 0},
-    "metrics": {"mAP": 81.372} | {f"{name}{suffix}": 50.0 for name in OTHERS for suffix in ("", "_3")},
-    "per_class_AP": {"cat": 81.372, "dog": None},
-}
-
-
-@pytest.mark.parametrize("definition", ["raw", "env", "sklearn", "11point"])
-def test_the_table_names_the_definition_of_average_precision(definition):
-    lines = scoring.table(REPORT | {"definition": definition}).splitlines()[3:]
-    assert lines[1].split() == ["mAP", "81.37", f"({definition})", *OTHERS]
-    assert lines[2].split() == ["all", "labels", *["50.00"] * 6] and lines[3].split() == ["top", "3", *["50.00"] * 6]
-    ends = [[i for i in range(len(line)) if line[i] != " " and line[i + 1 : i + 2] in ("", " ")] for line in lines[1:4]]
-    assert ends[0][-6:] == ends[1][-6:] == ends[2][-6:]  # numbers stand below their names
-
-
-def test_a_report_of_an_older_run_has_a_table_too():
-    assert scoring.table(REPORT).splitlines()[4].split()[:3] == ["mAP", "81.37", "CP"]

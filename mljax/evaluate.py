@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--known", type=float, help="share of labels to give a system that predicts with known labels")
     parser.add_argument("--labels", help="of a zero-shot ML-Decoder: all of the data set, seen, unseen, or names")
     parser.add_argument(
-        "--vectors", help="of labels that were not trained: a file, or glove; default: as the run's config says"
+        "--vectors", help="of labels that were not trained: a file, or glove; default: as the run has them"
     )
     args, overrides = parser.parse_overrides(argv)
     from mljax.run import load

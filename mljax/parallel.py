@@ -77,8 +77,8 @@ def compile_step(
     """Compile `step(state, batch) -> (state, metrics)` for some devices.
 
     Returns:
-      (step, place_state, place): the compiled step, which donates its state, and two functions that put a host state and a
-      host batch on the devices for it. The state is never replicated by hand.
+      (step, place_state, place): the compiled step, which donates its state, and functions that put a host state and a
+      host batch on the devices. The state is never replicated by hand.
     """
     on = shardings(devices)
     if parallel == "pmap" and jax.process_count() > 1:

@@ -210,7 +210,7 @@ def load(
       workdir: its run directory; the data set is not needed.
       checkpoint: "selected" (what the run reported), "last" or "best".
       ema: averaged parameters; None: as the run reported.
-      known: share of labels that `evaluate` gives to a system that predicts with known labels; None: as the config says.
+      known: share of labels that `evaluate` gives to a system that predicts with known labels; None: as the config has.
     Raises:
       UserError: there is no run, no checkpoint yet, or a damaged one.
     """

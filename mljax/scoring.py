@@ -44,6 +44,9 @@ class Scorer:
             lambda variables, batch: experiment.system.apply(variables, experiment.prepare(batch), train=False)
         )
 
+    def _put(self, batch: Any) -> Any:
+        return jax.device_put(batch, self.shardings.split)
+
     def batches(self, source: Source, maps: Mapping[str, Any] | None, config: Config) -> Iterator[Iterator[Any]]:
         """One iterator of padded batches per view of `config.cache.eval_views`, or one of the plain transform."""
         size = -(-config.eval.batch_size // self.devices) * self.devices
@@ -60,11 +63,8 @@ class Scorer:
         variables = jax.device_put(variables, self.shardings.whole)
         views = []
         for batches in self.batches(source, maps, config):
-            ahead = (
-                (self._scores(variables, jax.device_put(batch, self.shardings.split)), batch["mask"])
-                for batch in batches
-            )
-            views.append(np.concatenate([np.asarray(scores)[mask > 0] for scores, mask in delayed(ahead)]))
+            queued = ((self._scores(variables, self._put(batch)), batch["mask"]) for batch in batches)
+            views.append(np.concatenate([np.asarray(scores)[mask > 0] for scores, mask in delayed(queued)]))
         return np.asarray(np.mean(views, axis=0, dtype=np.float64), np.float32)
 
     def outputs(
@@ -92,9 +92,7 @@ class Scorer:
         batches = loader.eval_batches(source, transform, batch_size=size, threads=config.input.threads)
         if maps and view is not None and view in maps:
             batches = feature_cache.cached_eval_batches(source, maps[view], size)
-        for out, batch in delayed(
-            (self._outputs(variables, jax.device_put(b, self.shardings.split)), b) for b in batches
-        ):
+        for out, batch in delayed((self._outputs(variables, self._put(batch)), batch) for batch in batches):
             keep = batch["mask"] > 0
             logits.append(np.asarray(out.logits)[keep])
             if out.label_features is not None:

@@ -20,7 +20,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 import toy
-from mljax import evaluate, interrupt, main, predict, rundir, scoring, train
+from mljax import evaluate, interrupt, main, parallel, predict, rundir, scoring, train
 from mljax.check import check
 from mljax.config.flags import parse
 from mljax.config.overrides import override
@@ -31,6 +31,8 @@ from mljax.pipeline import feature_cache, loader
 from mljax.rundir import progress
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Meter, Writer
+from mljax.train.stage import StageSpec, load_splits
+from mljax.train.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -345,16 +347,16 @@ def test_wrong_flags_of_predict_and_evaluate(refused, trained, odd, tmp_path):
     (tmp_path / "none").mkdir()
     assert "holds no image" in refused(predict, tmp_path / "none", run)
     assert "did you mean '--threshold'" in refused(predict, good, run, "--treshold=0.3")
-    assert "--threshold=3 is no probability" in refused(predict, good, run, "--threshold=3")
+    assert "--threshold=3 is not a probability" in refused(predict, good, run, "--threshold=3")
     assert "invalid float value: 'x'" in refused(predict, good, run, "--threshold=x")
-    assert "--top=0 asks for no label" in refused(predict, good, run, "--top=0")
+    assert "--top=0 is not a number of labels; expected at least 1" in refused(predict, good, run, "--top=0")
     assert "required: PHOTO_OR_FOLDER" in refused(predict, run)
     (tmp_path / "file").write_text("x")
     assert "cannot be written (File exists)" in refused(predict, good, run, f"--overlay={tmp_path / 'file'}")
     assert "required: --workdir" in refused(evaluate)
     assert "'more' is left over" in refused(evaluate, run, "more")
     assert "no split 'vl' (did you mean 'val'?)" in refused(evaluate, run, "--split=vl")
-    assert "no definition 'envv'" in refused(evaluate, run, "--definition=envv")
+    assert "--definition is 'envv'; expected one of" in refused(evaluate, run, "--definition=envv")
     assert "The view '9x' is not" in refused(evaluate, run, "--views=9x")
     assert "kept no averaged parameters" in refused(evaluate, run, "--ema")
     assert "invalid choice: 'bst'" in refused(evaluate, run, "--checkpoint=bst")
@@ -437,7 +439,7 @@ def damage(path):
 def test_classes_without_a_positive_are_named(tmp_path, capsys):
     found = own(table(tmp_path / "own", ROWS).parent)
     found.data.classes, found.optim.batch_size = ("dog", "cat", "unicorn"), 4
-    train.Stage(found, tmp_path / "run", 0, 1, Writer(tmp_path))._sources()
+    load_splits(StageSpec(found, tmp_path / "run"), Writer(tmp_path))
     assert "has no image with 'unicorn': nothing is learnt of these" in capsys.readouterr().err
 
 
@@ -551,19 +553,19 @@ def report(workdir):
 def test_disk_full_keeps_the_last_checkpoint(tmp_path, monkeypatch, trained):
     """The system refuses to write files above a limit, from the second checkpoint on; then there is room again."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save, count = train.Stage._save, []
+    save, count = Trainer._save, []
 
     def limited(self, *args, **options):
         count.append(1)
         if len(count) == 2:
-            self.checkpoints.wait()
+            self.flush()
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
         return save(self, *args, **options)
 
     found = small()
     try:
         with monkeypatch.context() as patch, pytest.raises(UserError, match=r"cannot be written .*File too large") as e:
-            patch.setattr(train.Stage, "_save", limited)
+            patch.setattr(Trainer, "_save", limited)
             train.fit(found, tmp_path / "run")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -606,14 +608,14 @@ def test_scores_that_are_no_numbers_stop_the_run(tmp_path, monkeypatch):
 def test_ctrl_c_asks_and_then_insists(monkeypatch, capfd):
     now, before = [100.0], signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with pytest.raises(interrupt.Stop, match="the last checkpoint is whole"), interrupt.interruptible() as asked:
+    with pytest.raises(interrupt.Stop, match="the last checkpoint is whole"), interrupt.interruptible() as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert len(asked) == 1
+        assert len(signals) == 1
         assert "as soon as it is saved; press Ctrl-C again to leave at once" in capfd.readouterr().err
         os.kill(os.getpid(), signal.SIGINT)  # the same one, passed on by a launcher
         now[0] += 5
         os.kill(os.getpid(), signal.SIGTERM)  # a cluster that repeats itself
-        assert len(asked) == 1
+        assert len(signals) == 1
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -744,7 +746,7 @@ def test_the_table_of_a_model_is_by_module():
 )
 def test_a_run_begins_with_what_is_trained(tmp_path, monkeypatch, capsys, changes, trained):
     """What the backbone keeps frozen, and what the config's groups do."""
-    monkeypatch.setattr(train.parallel, "compile_step", lambda *_: (_ for _ in ()).throw(UserError("here it ends")))
+    monkeypatch.setattr(parallel, "compile_step", lambda *_: (_ for _ in ()).throw(UserError("here it ends")))
     with pytest.raises(UserError, match="here it ends"):
         train.fit(small(**changes), tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()

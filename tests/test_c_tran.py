@@ -1,7 +1,6 @@
 """C-Tran against the authors' golden cases, its mask training, evaluation and prediction with labels known."""
 
 import json
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from sklearn.metrics import average_precision_score
 import released_names
 import toy
 from conftest import close, golden_file, weights
-from mljax import evaluate, main, predict, scoring
+from mljax import evaluate, main, predict
 from mljax.check import check
 from mljax.config.reading import read_config
 from mljax.errors import UserError
@@ -283,18 +282,6 @@ def test_the_plateau_lowers_the_rate_where_the_loss_does_not_fall(run):
     np.testing.assert_allclose(rates, [1e-3] * 6 + [1e-4] * 3, rtol=1e-5)
 
 
-def test_the_watched_loss_is_the_mean_of_bce_over_scored_entries():
-    stage = SimpleNamespace(
-        config=toy.config("c_tran", optim__metric="loss"),
-        scored={"raw": (1, np.array([[0.5, -2.0], [3.0, 1.0]], np.float32))},
-        eval=SimpleNamespace(labels=np.array([[1, 0], [0, 1]], np.uint8), scored=np.array([[1, 1], [0, 1]], np.uint8)),
-    )
-    p = 1 / (1 + np.exp(-np.array([0.5, 2.0, 1.0])))  # of the true value of the three entries that are scored
-    assert scoring.watched(stage, {}) == pytest.approx(-np.log(p).mean(), rel=1e-6)
-    stage.config.optim.metric = "CF1"
-    assert scoring.watched(stage, {"metrics": {"CF1": 3.0}}) == 3.0
-
-
 # --- prediction with labels known -----------------------------------------------------------------------------------
 
 
@@ -331,10 +318,10 @@ def test_the_command_predicts_with_labels_known(run, tmp_path, capsys):
     for labels, row in zip(found, wanted, strict=True):
         np.testing.assert_allclose([labels[name] for name in loaded.classes], row, atol=1e-4)
     for text, sentence in (
-        (first, f"'{first}' is no LABEL=1 .present. or LABEL=0"),
-        (f"{first}=1,{second}=2", f"'{second}=2' is no LABEL=1"),
-        ("", "'' is no LABEL=1"),
-        (f"{first}x=1", f"names '{first}x', which is no label of this run .did you mean '{first}'"),
+        (first, f"'{first}' is not LABEL=1 .present. or LABEL=0"),
+        (f"{first}=1,{second}=2", f"'{second}=2' is not LABEL=1"),
+        ("", "'' is not LABEL=1"),
+        (f"{first}x=1", f"names '{first}x', which is not a label of this run .did you mean '{first}'"),
     ):
         with pytest.raises(UserError, match=sentence):
             predict.main([*base, f"--known={text}"])
@@ -353,7 +340,7 @@ def test_few_sizes_are_compiled(run):
 def test_what_a_user_can_get_wrong(run, tmp_path):
     loaded, images = predict.load(run), pictures(2)
     name = loaded.classes[0]
-    with pytest.raises(UserError, match=f"names '{name}x', which is no label of this run .did you mean '{name}'"):
+    with pytest.raises(UserError, match=f"names '{name}x', which is not a label of this run .did you mean '{name}'"):
         loaded.predict(images, known=[{name + "x": 1}, {}])
     with pytest.raises(UserError, match="1 means present, 0 absent"):
         loaded.predict(images, known=[{name: 0.3}, {}])
@@ -378,5 +365,5 @@ def test_what_a_user_can_get_wrong(run, tmp_path):
 def test_other_systems_cannot_be_told_labels(run):
     found, _ = toy.assembled(toy.config("baseline"))
     other = predict.Run(run, found, {}, "", 0)
-    with pytest.raises(UserError, match="The system 'baseline' cannot be told labels"):
+    with pytest.raises(UserError, match="The system 'baseline' does not take known labels"):
         other.scores(pictures(1), known=[{}])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mljax import build, optim, sweep, train
+from mljax import build, optim, sweep
 from mljax.check import check
 from mljax.config.base import base
 from mljax.config.command import Parser
@@ -22,6 +22,7 @@ from mljax.config.reading import read_config
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
 from mljax.pipeline import transforms
+from mljax.train.step import TRAINER_KEYS
 
 ROOT = Path(__file__).parents[1]
 TOUR = ROOT / "notebooks" / "tour.py"
@@ -158,7 +159,7 @@ def keys_of(section):
     }.get(section, [])
     for constructor in constructors:
         found |= set(build.keywords(constructor))
-    own = {"optim": train.OWN_KEYS}.get(section, ())
+    own = {"optim": TRAINER_KEYS}.get(section, ())
     return found | set(own) | ({"name", "reduction"} if section in KINDS else set())
 
 

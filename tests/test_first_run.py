@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import experiment, main, predict, rundir, scoring, train
+from mljax import experiment, main, predict, rundir, train
 from mljax.errors import UserError
 from mljax.rundir.checkpoint import Checkpoints
 
@@ -75,7 +75,7 @@ def offline(monkeypatch):
 def test_vectors_and_weights_that_are_missing_are_told_at_once(tmp_path, offline):
     argv = ["--config=configs/cmsg.py:csv", f"--workdir={tmp_path / 'run'}", photos(tmp_path / "own")]
     said = refused(*argv, "--config.optim.batch_size=2")
-    assert said.startswith("Two things have to be mended: (1) GloVe vectors could not be downloaded (offline)")
+    assert said.startswith("Two things are missing: (1) GloVe vectors could not be downloaded (offline)")
     assert (
         "; (2) The file mobilenet_v1_imagenet_to_conv_pw_12.npz of the weights 'mobilenet_v1_keras' is not here" in said
     )
@@ -154,7 +154,7 @@ def test_a_start_that_fails_when_all_is_made_leaves_nothing(tmp_path, monkeypatc
         seen.append(sorted(p.name for p in (tmp_path / "run").iterdir()))
         raise error
 
-    monkeypatch.setattr(train, "make_step", failing)
+    monkeypatch.setattr("mljax.train.stage.make_step", failing)
     found = toy.config("baseline")
     with pytest.raises(UserError if isinstance(error, RuntimeError) else KeyboardInterrupt):
         train.fit(found, tmp_path / "run")
@@ -186,11 +186,11 @@ def test_what_was_there_before_stays(tmp_path):
 
 
 def test_a_start_that_fails_keeps_what_somebody_else_put_there(tmp_path, monkeypatch):
-    def failing(self):
+    def failing(*_):
         (tmp_path / "run" / "notes.txt").write_text("x")
         raise UserError("no")
 
-    monkeypatch.setattr(train.Stage, "_sources", failing)
+    monkeypatch.setattr("mljax.train.trainer.load_splits", failing)
     with pytest.raises(UserError, match="no"):
         train.fit(toy.config("baseline"), tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
@@ -200,10 +200,10 @@ def test_what_was_measured_stays(tmp_path, monkeypatch):
     """A run that fails after its first steps, before any checkpoint."""
 
     def failing(self, state):
-        self.writer.scalars(1, {"loss": 0.5}, 0)
+        self.meter.writer.scalars(1, {"loss": 0.5}, 0)
         raise UserError("no")
 
-    monkeypatch.setattr(train.Stage, "_loop", failing)
+    monkeypatch.setattr("mljax.train.loop.Loop.run", failing)
     with pytest.raises(UserError, match="no"):
         train.fit(toy.config("baseline"), tmp_path / "run")
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -234,26 +234,3 @@ def test_predicting_does_not_warn_of_training(tmp_path, caplog):
             )
         run = predict.load(tmp_path / "run")
     assert run.classes == source.classes and not caplog.records
-
-
-# --- the table at the end --------------------------------------------------------------------------------------------
-
-OTHERS = ("CP", "CR", "CF1", "OP", "OR", "OF1")
-REPORT = {
-    **{"split": "own val", "images": 2, "selected_by": "last step (raw)", "seed": 0},
-    "metrics": {"mAP": 81.372} | {f"{name}{suffix}": 50.0 for name in OTHERS for suffix in ("", "_3")},
-    "per_class_AP": {"cat": 81.372, "dog": None},
-}
-
-
-@pytest.mark.parametrize("definition", ["raw", "env", "sklearn", "11point"])
-def test_the_table_names_the_definition_of_average_precision(definition):
-    lines = scoring.table(REPORT | {"definition": definition}).splitlines()[3:]
-    assert lines[1].split() == ["mAP", "81.37", f"({definition})", *OTHERS]
-    assert lines[2].split() == ["all", "labels", *["50.00"] * 6] and lines[3].split() == ["top", "3", *["50.00"] * 6]
-    ends = [[i for i in range(len(line)) if line[i] != " " and line[i + 1 : i + 2] in ("", " ")] for line in lines[1:4]]
-    assert ends[0][-6:] == ends[1][-6:] == ends[2][-6:]  # numbers stand below their names
-
-
-def test_a_report_of_an_older_run_has_a_table_too():
-    assert scoring.table(REPORT).splitlines()[4].split()[:3] == ["mAP", "81.37", "CP"]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import experiment, predict, rundir, train, warm_start
+from mljax import experiment, predict, rundir, train
 from mljax.errors import UserError
+from mljax.train import warm_start
 
 
 def config_of(**settings):
@@ -61,11 +62,11 @@ def test_other_classes_keep_a_fresh_classifier(before, many):
     found = config_of()
     found.vectors = "none"
     old, run, own = fresh(before, found, classes)
-    taken, told = warm_start.of_run(str(before), own, run)
+    taken, words = warm_start.from_run(str(before), own, run)
     jax.tree.map(np.testing.assert_array_equal, taken["params"]["backbone"], old["params"]["backbone"])
     for name in ("kernel", "bias"):
         np.testing.assert_array_equal(taken["params"][name], own["params"][name])
-    assert told.endswith("new: 'bias', 'kernel'")
+    assert words.endswith("new: 'bias', 'kernel'")
 
 
 def test_what_does_not_fit(before, tmp_path):
@@ -73,10 +74,10 @@ def test_what_does_not_fit(before, tmp_path):
     found.backbone.widths = (3, 3, 3, 5)
     _, run, own = fresh(before, found, ["a zebra"])
     run = dataclasses.replace(run)
-    with pytest.raises(UserError, match="nothing of that run fits this network"):
-        warm_start.of_run(str(before), {"params": {"backbone": {}, "kernel": own["params"]["kernel"]}}, run)
+    with pytest.raises(UserError, match="no parameter of that run fits this network"):
+        warm_start.from_run(str(before), {"params": {"backbone": {}, "kernel": own["params"]["kernel"]}}, run)
     found = config_of()
     found.init = str(tmp_path / "none")
-    with pytest.raises(UserError, match=r"config.init='.*none' is no run: There is no folder"):
+    with pytest.raises(UserError, match=r"config.init='.*none' is not a run: There is no folder"):
         train.fit(found, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -90,7 +90,7 @@ def test_what_a_user_can_get_wrong():
         parallel.devices_for(9)
     with pytest.raises(UserError, match="does not divide over 2 devices"):
         parallel.check_batch(15, 2)
-    with pytest.raises(UserError, match="'jit' or 'pmap'"):
+    with pytest.raises(UserError, match="config.parallel is 'pjit'; expected one of jit, pmap"):
         parallel.axis_of("pjit")
 
 

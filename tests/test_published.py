@@ -137,7 +137,7 @@ def test_what_a_user_can_get_wrong(files, tmp_path):
     with pytest.raises(UserError, match="takes FILE and OUT"):
         weights_command.main(["convert", "x.pth"])
     command(folder, tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="already holds a run"):
         command(folder, tmp_path / "run")
     with pytest.raises(UserError, match="one file, and 2 were given"):
         release.to_run(["a.pth", "b.pth"], toy.config("csra", backbone={"name": "resnet18"}), tmp_path / "x", CLASSES)

@@ -41,7 +41,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def arguments(argv: list[str]) -> tuple[Any, list[str]]:
-    own, rest = split(argv)
+    config_flags, rest = split(argv)
     parser = Parser("bench", __doc__)
     parser.add_argument("--config", metavar="FILE[:WORDS]", help="and --config.KEY=VALUE: as of mljax.main; needed")
     parser.add_argument("--against", choices=("torch",), help="run the same in PyTorch, in turns, and print ratios")
@@ -81,7 +81,7 @@ def arguments(argv: list[str]) -> tuple[Any, list[str]]:
             other = "--find-batch" if args.find_batch else f"--scale={args.scale}" if args.scale else ""
             other = other or f"--only={','.join(chosen)}"
             raise UserError(f"--{flag} is of {', '.join(sorted(parts))}, and {other} measures none; leave one out.")
-    return args, own
+    return args, config_flags
 
 
 def _check_target(args: Any) -> None:
@@ -95,12 +95,12 @@ def _check_target(args: Any) -> None:
         raise UserError(f"--target compiles training and inference, and nothing runs; leave out {wrong or '--only'}.")
 
 
-def configured(own: list[str], args: Any) -> Config:
+def configured(config_flags: list[str], args: Any) -> Config:
     """The config of one stage with what the flags change of it, checked."""
     from mljax.check import check
     from mljax.config.stages import stage_configs
 
-    flags = parse(own)
+    flags = parse(config_flags)
     if "config" not in flags:
         raise UserError("The flag --config is missing; see python -m mljax.bench --help.")
     config = read_config(flags["config"])
@@ -156,7 +156,7 @@ def find_batch(config: Config, args: Any) -> int:
     return size
 
 
-def measured(config: Config, args: Any, own: list[str]) -> dict[str, Any]:
+def measured(config: Config, args: Any, config_flags: list[str]) -> dict[str, Any]:
     """What --only asks for, on the machine that is here or for the one that --target names."""
     if args.target:
         from mljax.bench import target
@@ -167,12 +167,12 @@ def measured(config: Config, args: Any, own: list[str]) -> dict[str, Any]:
 
     result = {"machine": machine()}
     print(machine_line(result), flush=True)
-    return result | measure.measured(config, args, own)
+    return result | measure.measured(config, args, config_flags)
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args, own = arguments(argv)
+    args, config_flags = arguments(argv)
     if args.against:  # both sides share the device
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     elsewhere: Any = contextlib.nullcontext()
@@ -184,11 +184,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.scale:
             from mljax.bench.scale import scale
 
-            result = scale(args, own)
+            result = scale(args, config_flags)
         elif args.find_batch:
-            result = {"batch": find_batch(configured(own, args), args)}
+            result = {"batch": find_batch(configured(config_flags, args), args)}
         else:
-            result = {"command": ["python", "-m", "mljax.bench", *argv], **measured(configured(own, args), args, own)}
+            result = {
+                "command": ["python", "-m", "mljax.bench", *argv],
+                **measured(configured(config_flags, args), args, config_flags),
+            }
     if args.json:
         try:
             Path(args.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -13,8 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     from mljax.bench.command import arguments, configured
     from mljax.bench.model import Model
 
-    args, own = arguments(sys.argv[1:] if argv is None else argv)
-    model = Model(configured(own, args), labels=args.labels)
+    args, config_flags = arguments(sys.argv[1:] if argv is None else argv)
+    model = Model(configured(config_flags, args), labels=args.labels)
     made = model.training(model.config.optim.batch_size)
     seconds = {"trace": made.trace_seconds, "compile": made.compile_seconds, "process": time.perf_counter() - BEGAN}
     print(json.dumps(seconds))

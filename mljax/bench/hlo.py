@@ -48,32 +48,32 @@ def moves(text: str) -> list[Move]:
     A fusion counts once: as a move of its own if it does nothing but move (copies, transposes, changes of shape or
     type), as a fused one if it also computes. What is reshaped without being touched (`bitcast`) does not count.
     """
-    found, computations = [], _computations(text)
+    table, computations = [], _computations(text)
     fused = set(re.findall(r" fusion\(.*?calls=%?([\w.\-]+)", text))
-    for name, lines in computations.items():
-        if name in fused:  # looked at where it is called
+    for computation, lines in computations.items():
+        if computation in fused:  # looked at where it is called
             continue
-        for own, shape, op, rest in lines:
+        for name, shape, op, rest in lines:
             source = match[1] if (match := re.search(r'op_name="([^"]*)"', rest)) else ""
             if op in MOVES:
-                found.append(Move(own, shape, size_of(shape), False, source))
+                table.append(Move(name, shape, size_of(shape), False, source))
             inside = re.search(r"calls=%?([\w.\-]+)", rest) if op == "fusion" else None
             if inside and (ops := [line[2] for line in computations.get(inside[1], ())]) and {*MOVES} & {*ops}:
                 other = {*ops} - {*MOVES, "parameter", "bitcast", "convert", "constant", "reshape"}
-                found.append(Move(own, shape, size_of(shape), bool(other), source))
-    return sorted(found, key=lambda move: -move.size)
+                table.append(Move(name, shape, size_of(shape), bool(other), source))
+    return sorted(table, key=lambda move: -move.size)
 
 
 def _computations(text: str) -> dict[str, list[tuple[str, str, str, str]]]:
     """Name -> its instructions as (name, shape, operation, what follows)."""
-    found: dict[str, list[tuple[str, str, str, str]]] = {}
+    computations: dict[str, list[tuple[str, str, str, str]]] = {}
     lines: list[tuple[str, str, str, str]] = []
     for line in text.splitlines():
         if not line.startswith(" ") and (head := _HEAD.match(line)):
-            lines = found[head[1]] = []
+            lines = computations[head[1]] = []
         elif match := _LINE.match(line):
             lines.append((match[1], match[2], match[3], match[4]))
-    return found
+    return computations
 
 
 def traffic(text: str) -> int:
@@ -84,10 +84,10 @@ def traffic(text: str) -> int:
     """
     computations = _computations(text)
 
-    def bytes_of(name: str) -> int:
-        lines, total = computations.get(name, []), 0
-        sizes = {own: size_of(shape, every=op != "custom-call") for own, shape, op, _ in lines}  # then scratch
-        for own, _, op, rest in lines:
+    def bytes_of(computation: str) -> int:
+        lines, total = computations.get(computation, []), 0
+        sizes = {name: size_of(shape, every=op != "custom-call") for name, shape, op, _ in lines}  # then scratch
+        for name, _, op, rest in lines:
             if op in ("while", "call", "conditional"):
                 times = int(match[1]) if (match := re.search(r'known_trip_count":\{"n":"(\d+)"', rest)) else 1
                 inner = re.findall(r"(?:body|to_apply|_computation)=%?([\w.\-]+)", rest)
@@ -95,7 +95,7 @@ def traffic(text: str) -> int:
                 total += times * sum(bytes_of(each) for each in inner)
             elif op not in FREE:
                 operands = re.findall(r"%([\w.\-]+)", rest.split(")")[0])
-                total += sizes[own] + sum(sizes.get(each, 0) for each in operands)
+                total += sizes[name] + sum(sizes.get(each, 0) for each in operands)
         return total
 
     return bytes_of(match[1]) if (match := re.search(r"(?m)^ENTRY %?([\w.\-]+)", text)) else 0
@@ -103,18 +103,19 @@ def traffic(text: str) -> int:
 
 def counts(table: list[Move]) -> dict[str, int]:
     """Numbers and bytes of moves, of their own and within other work."""
-    found = {}
+    numbers = {}
     for name, fused in (("alone", False), ("fused", True)):
         sizes = [m.size for m in table if m.fused == fused]
-        found |= {name: len(sizes), f"{name}_bytes": sum(sizes)}
-    return found | {"largest_bytes": table[0].size if table else 0}
+        numbers |= {name: len(sizes), f"{name}_bytes": sum(sizes)}
+    return numbers | {"largest_bytes": table[0].size if table else 0}
 
 
-def summary(n: dict[str, int]) -> str:
+def summary(numbers: dict[str, int]) -> str:
     """`counts` in words."""
+    alone, fused, largest = (numbers[f"{name}_bytes"] / 1e6 for name in ("alone", "fused", "largest"))
     return (
-        f"{n['alone']} copies and transposes of {n['alone_bytes'] / 1e6:.1f} MB, {n['fused']} of"
-        f" {n['fused_bytes'] / 1e6:.1f} MB within other work, the largest of {n['largest_bytes'] / 1e6:.1f} MB"
+        f"{numbers['alone']} copies and transposes of {alone:.1f} MB, {numbers['fused']} of {fused:.1f} MB within other"
+        f" work, the largest of {largest:.1f} MB"
     )
 
 

@@ -6,7 +6,7 @@ import io
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Rehearsal:
         meter = Meter(stage.writer, "", start, end, stage.config.optim.batch_size)
         return Loop(plan, stage.step, stage.place, batches, self, meter).run(state)
 
-    def batches(self, start: int, end: int) -> Iterator[Any]:
+    def batches(self, start: int, end: int) -> Generator[Any, None, None]:
         """The stage's batches; waiting for them is timed."""
         batches: Any = self.stage.batches(start, end)
         with contextlib.closing(batches):

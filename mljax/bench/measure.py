@@ -16,12 +16,12 @@ from mljax.types import Config
 
 def throughput(model: Model, args: Any) -> dict[str, Any]:
     """Training and inference of a model, in turns with PyTorch and with folded inference where that is asked for."""
-    rival, found = _rival(model) if args.against else None, {}
+    rival, figures = _rival(model) if args.against else None, {}
     if rival is not None:
-        found["torch"] = rival.version
+        figures["torch"] = rival.version
     for part in (p for p in ("infer", "train") if p in args.only):  # a GPU tells its peak since the process started
-        found |= _part(part, model, rival, args)
-    return found
+        figures |= _part(part, model, rival, args)
+    return figures
 
 
 def _rival(model: Model) -> Any:
@@ -52,9 +52,9 @@ def _part(part: str, model: Model, rival: Any, args: Any) -> dict[str, Any]:
     with timing.Memory() as memory:
         run = model.trainer(made.call, size) if part == "train" else model.scorer(made.call, variables, size)
         run(1)
-    found, sides, theirs = {}, {"mljax": run}, None
+    figures, sides, theirs = {}, {"mljax": run}, None
     if part == "infer" and args.fold:
-        folded, found["folded_norms"] = model.folded(variables)
+        folded, figures["folded_norms"] = model.folded(variables)
         sides["folded"] = model.scorer(model.inference(size, folded).call, folded, size)
     if rival is not None:
         rival.forget_peak()
@@ -67,54 +67,54 @@ def _part(part: str, model: Model, rival: Any, args: Any) -> dict[str, Any]:
         sides["product"] = product_rate(model.config.dtype)
     with timing.trace(args.profile and os.path.join(args.profile, part)):
         turns = timing.alternate(sides, args.rounds)
-    found[part] = summary(turns, made, memory.peak, size, peak, len(model.devices))
+    figures[part] = summary(turns, made, memory.peak, size, peak, len(model.devices))
     if args.hlo:
         text = made.call.as_text()
         table = hlo.moves(text)
         hlo.keep(text, table, args.hlo, part)
-        found[part] |= {"copies": hlo.counts(table), "moved_bytes": hlo.traffic(text)}
+        figures[part] |= {"copies": hlo.counts(table), "moved_bytes": hlo.traffic(text)}
     if rival is not None and theirs is not None:
-        found[part]["torch"]["peak_bytes"] = rival.peak() or theirs.peak
-    print("\n".join(lines(part, found[part])), flush=True)
-    return found
+        figures[part]["torch"]["peak_bytes"] = rival.peak() or theirs.peak
+    print("\n".join(lines(part, figures[part])), flush=True)
+    return figures
 
 
-def compile_times(own: list[str], rest: list[str]) -> dict[str, dict[str, float]]:
+def compile_times(config_flags: list[str], rest: list[str]) -> dict[str, dict[str, float]]:
     """Seconds of making the training step in a new process, with an empty persistent cache and with a filled one."""
-    found = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": folder}
-        command = [sys.executable, "-m", "mljax.bench.compiling", *own, *rest]
+        command = [sys.executable, "-m", "mljax.bench.compiling", *config_flags, *rest]
         for name in ("cold", "warm"):
             done = subprocess.run(command, env=env, capture_output=True, text=True)
             if done.returncode:
                 raise UserError((done.stderr.strip().splitlines() or ["The compiling process failed."])[-1][:500])
-            found[name] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+            seconds[name] = json.loads(done.stdout.strip().splitlines()[-1])
+    return seconds
 
 
-def compiling(args: Any, own: list[str]) -> dict[str, Any]:
+def compiling(args: Any, config_flags: list[str]) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in ("stage", "batch", "size", "dtype", "labels")}
-    found = compile_times(own, [f"--{k}={v}" for k, v in given.items() if v is not None])
-    cold, warm = found["cold"], found["warm"]
+    seconds = compile_times(config_flags, [f"--{k}={v}" for k, v in given.items() if v is not None])
+    cold, warm = seconds["cold"], seconds["warm"]
     print(
         f"compile   training step: {cold['compile']:.1f} s, from the cache {warm['compile']:.1f} s"
         f" ({100 * (1 - warm['compile'] / cold['compile']):.0f} % saved); tracing {warm['trace']:.1f} s either way;"
         f" whole process {cold['process']:.1f} and {warm['process']:.1f} s",
         flush=True,
     )
-    return found
+    return seconds
 
 
 def shares(config: Config, args: Any) -> dict[str, Any]:
-    found = loop.shares(config, labels=args.labels, profile=args.profile and os.path.join(args.profile, "loop"))
-    text = ", ".join(f"{name} {value:.1f} %" for name, value in found.percent().items())
-    rate = found.steps * config.optim.batch_size / (found.total - found.evaluation)
+    parts = loop.shares(config, labels=args.labels, profile=args.profile and os.path.join(args.profile, "loop"))
+    text = ", ".join(f"{name} {value:.1f} %" for name, value in parts.percent().items())
+    rate = parts.steps * config.optim.batch_size / (parts.total - parts.evaluation)
     print(
-        f"loop      {text} of {found.total:.1f} s ({found.steps} steps and an evaluation of as many images);"
+        f"loop      {text} of {parts.total:.1f} s ({parts.steps} steps and an evaluation of as many images);"
         f" {rate:.1f} images/s while it trains, from JPEG files in memory"
     )
-    return {"steps": found.steps, "total": found.total, "images_per_s": rate, **found.percent()}
+    return {"steps": parts.steps, "total": parts.total, "images_per_s": rate, **parts.percent()}
 
 
 def overhead(config: Config, args: Any) -> dict[str, float]:
@@ -127,15 +127,15 @@ def overhead(config: Config, args: Any) -> dict[str, float]:
     return {"step": turns.seconds("step"), "percent": extra["wall"], "cpu_percent": extra["cpu"]}
 
 
-def measured(config: Config, args: Any, own: list[str]) -> dict[str, Any]:
+def measured(config: Config, args: Any, config_flags: list[str]) -> dict[str, Any]:
     """Everything that --only asks for, printed as it comes."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     if {"train", "infer"} & set(args.only):
-        found |= throughput(Model(config, labels=args.labels), args)
+        figures |= throughput(Model(config, labels=args.labels), args)
     if "compile" in args.only:
-        found["compile"] = compiling(args, own)
+        figures["compile"] = compiling(args, config_flags)
     if "loop" in args.only:
-        found["loop"] = shares(config, args)
+        figures["loop"] = shares(config, args)
     if "overhead" in args.only:
-        found["overhead"] = overhead(config, args)
-    return found
+        figures["overhead"] = overhead(config, args)
+    return figures

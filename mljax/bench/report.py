@@ -37,43 +37,50 @@ def summary(turns: Any, made: Any, peak_bytes: int | None, size: int, peak: floa
         machine reached.
     """
     seconds = turns.seconds("mljax")
-    found: dict[str, Any] = {"seconds": seconds, "images_per_s": size / seconds, "batch": size}
-    found |= {"peak_bytes": peak_bytes, "program_bytes": made.memory}
-    found |= {"flops": made.flops, "flops_per_image": made.flops * devices / size, "flops_per_s": made.flops / seconds}
+    figures: dict[str, Any] = {"seconds": seconds, "images_per_s": size / seconds, "batch": size}
+    figures |= {"peak_bytes": peak_bytes, "program_bytes": made.memory}
+    figures |= {
+        "flops": made.flops,
+        "flops_per_image": made.flops * devices / size,
+        "flops_per_s": made.flops / seconds,
+    }
     if peak is not None:
-        found["share_of_peak"] = made.flops / seconds / peak
+        figures["share_of_peak"] = made.flops / seconds / peak
     elif "product" in turns.wall:
-        found["share_of_product"] = made.flops / (2 * 2048**3) * turns.ratio("product", "mljax")
+        figures["share_of_product"] = made.flops / (2 * 2048**3) * turns.ratio("product", "mljax")
     for side in set(turns.wall) - {"mljax", "product"}:
-        found[side] = {"seconds": turns.seconds(side), "images_per_s": size / turns.seconds(side)}
-        found[side] |= {"time_ratio": turns.ratio("mljax", side), "cpu_ratio": turns.ratio("mljax", side, "cpu")}
-    if "torch" in found and "folded" in found:
+        figures[side] = {"seconds": turns.seconds(side), "images_per_s": size / turns.seconds(side)}
+        figures[side] |= {"time_ratio": turns.ratio("mljax", side), "cpu_ratio": turns.ratio("mljax", side, "cpu")}
+    if "torch" in figures and "folded" in figures:
         ratios = {kind: turns.ratio("folded", "torch", kind) for kind in ("wall", "cpu")}
-        found["torch"] |= {"folded_time_ratio": ratios["wall"], "folded_cpu_ratio": ratios["cpu"]}
-    return found
+        figures["torch"] |= {"folded_time_ratio": ratios["wall"], "folded_cpu_ratio": ratios["cpu"]}
+    return figures
 
 
-def lines(part: str, found: dict[str, Any]) -> list[str]:
+def lines(part: str, figures: dict[str, Any]) -> list[str]:
     """Figures of a part as lines of text."""
     text = [
-        f"{part:<9} {found['images_per_s']:8.1f} images/s  {1e3 * found['seconds']:9.1f} ms a step of {found['batch']}"
+        f"{part:<9} {figures['images_per_s']:8.1f} images/s  {1e3 * figures['seconds']:9.1f} ms"
+        f" a step of {figures['batch']}"
     ]
     gb = [
-        f"{found[k] / 1e9:.2f} GB {name}"
+        f"{figures[k] / 1e9:.2f} GB {name}"
         for k, name in (("peak_bytes", "peak"), ("program_bytes", "program"))
-        if found[k]
+        if figures[k]
     ]
-    work = f"{found['flops_per_image'] / 1e9:.2f} GFLOP an image, {found['flops_per_s'] / 1e12:.3g} TFLOP/s a device"
-    if "share_of_peak" in found:
-        work += f", {100 * found['share_of_peak']:.1f} % of the device's peak"
-    if "share_of_product" in found:
-        work += f", {100 * found['share_of_product']:.0f} % of a 2048 x 2048 matrix product's rate"
+    work = (
+        f"{figures['flops_per_image'] / 1e9:.2f} GFLOP an image, {figures['flops_per_s'] / 1e12:.3g} TFLOP/s a device"
+    )
+    if "share_of_peak" in figures:
+        work += f", {100 * figures['share_of_peak']:.1f} % of the device's peak"
+    if "share_of_product" in figures:
+        work += f", {100 * figures['share_of_product']:.0f} % of a 2048 x 2048 matrix product's rate"
     text.append(f"{'':<9} {'; '.join([*gb, work])}")
-    if "copies" in found:
-        text.append(f"{'':<9} {found['moved_bytes'] / 1e9:.2f} GB moved a step; {hlo.summary(found['copies'])}")
+    if "copies" in figures:
+        text.append(f"{'':<9} {figures['moved_bytes'] / 1e9:.2f} GB moved a step; {hlo.summary(figures['copies'])}")
     for side in ("folded", "torch"):
-        if side in found:
-            s = found[side]
+        if side in figures:
+            s = figures[side]
             memory = f", {s['peak_bytes'] / 1e9:.2f} GB peak" if s.get("peak_bytes") else ""
             text.append(
                 f"{'':<9} {side}: {s['images_per_s']:.1f} images/s{memory}; mljax takes {s['time_ratio']:.2f} times its"

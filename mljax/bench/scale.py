@@ -36,7 +36,7 @@ def values_of(axis: str, text: str | None) -> tuple[int, ...]:
     return values
 
 
-def scale(args: Any, own: list[str]) -> dict[str, Any]:
+def scale(args: Any, config_flags: list[str]) -> dict[str, Any]:
     """Measure every value in a process of its own, so that no peak memory and no compiled program is left over."""
     from mljax.bench.report import machine
 
@@ -49,14 +49,14 @@ def scale(args: Any, own: list[str]) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"The folder {folder} cannot be made ({error.strerror}); give another --out.") from None
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {"axis": axis, "config": own, "machine": machine(), "rows": rows}
+    result: dict[str, Any] = {"axis": axis, "config": config_flags, "machine": machine(), "rows": rows}
 
     def keep() -> None:
         (folder / f"{axis}.json").write_text(json.dumps(result, indent=2) + "\n")
 
     for value in values:
-        found = rows_seconds(value, args.labels or 80) if axis == "rows" else one(axis, value, args, own)
-        rows.append({axis: value, **found})
+        figures = rows_seconds(value, args.labels or 80) if axis == "rows" else one(axis, value, args, config_flags)
+        rows.append({axis: value, **figures})
         print(
             "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rows[-1].items()), flush=True
         )
@@ -74,11 +74,11 @@ def scale(args: Any, own: list[str]) -> dict[str, Any]:
     return result
 
 
-def one(axis: str, value: int, args: Any, own: list[str]) -> dict[str, Any]:
+def one(axis: str, value: int, args: Any, config_flags: list[str]) -> dict[str, Any]:
     """Training and inference at one value, or {"error": sentence}, such as of a batch that does not fit."""
     flags = {"--batch": args.batch, "--size": args.size, "--labels": args.labels, "--dtype": args.dtype}
     flags["--stage"] = args.stage
-    config, env = list(own), dict(os.environ)
+    config, env = list(config_flags), dict(os.environ)
     if axis == "devices":
         config.append(f"--config.devices={value}")
         env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={value}"
@@ -95,10 +95,10 @@ def one(axis: str, value: int, args: Any, own: list[str]) -> dict[str, Any]:
         if done.returncode:
             sentence = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1].removeprefix("mljax: ")
             return {"error": sentence}
-        found = json.loads(file.read_text())
-    first = found[parts[0]]
+        figures = json.loads(file.read_text())
+    first = figures[parts[0]]
     row = {"seconds": first["seconds"], "peak_bytes": first["peak_bytes"], "program_bytes": first["program_bytes"]}
-    return row | {f"{part}_images_per_s": found[part]["images_per_s"] for part in parts}
+    return row | {f"{part}_images_per_s": figures[part]["images_per_s"] for part in parts}
 
 
 def rows_seconds(rows: int, labels: int) -> dict[str, Any]:

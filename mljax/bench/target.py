@@ -110,9 +110,8 @@ def measured(config: Config, args: Any) -> dict[str, Any]:
                 "moved_bytes": moved,
                 "copies": hlo.counts(table),
             }
-            bound = part_figures["images_per_s_bound"] = (
-                len(model.devices) * share * properties["memory_bandwidth"] / moved
-            )
+            bound = len(model.devices) * share * properties["memory_bandwidth"] / moved
+            part_figures["images_per_s_bound"] = bound
             figures[name] = part_figures
             if args.hlo:
                 hlo.keep(text, table, args.hlo, name)

@@ -66,14 +66,14 @@ def alternate(sides: Mapping[str, Callable[[int], None]], rounds: int, turn: flo
         began = time.perf_counter()
         run(1)
         counts[name] = max(1, math.ceil(turn / max(time.perf_counter() - began, 1e-9)))
-    found = Turns({name: [] for name in sides}, {name: [] for name in sides})
+    turns = Turns({name: [] for name in sides}, {name: [] for name in sides})
     for i in range(rounds):
         for name in list(sides)[:: 1 if i % 2 == 0 else -1]:
             wall, cpu = time.perf_counter(), time.process_time()
             sides[name](counts[name])
-            found.wall[name].append((time.perf_counter() - wall) / counts[name])
-            found.cpu[name].append((time.process_time() - cpu) / counts[name])
-    return found
+            turns.wall[name].append((time.perf_counter() - wall) / counts[name])
+            turns.cpu[name].append((time.process_time() - cpu) / counts[name])
+    return turns
 
 
 class Memory:

@@ -76,10 +76,10 @@ def evaluate(
     """
     step, scores, reports = int(state.step), {}, {}
     for kind in ("raw", "ema") if state.ema is not None else ("raw",):
-        found = scorer.scores(variables_of(state, kind), source, cached, config)
-        if not np.isfinite(found).all():
+        values = scorer.scores(variables_of(state, kind), source, cached, config)
+        if not np.isfinite(values).all():
             raise Diverged(f"The scores of {source.name} after step {step} ({kind}) are not finite.")
-        scores[kind], reports[kind] = found, scoring.measure(found, source, config)
+        scores[kind], reports[kind] = values, scoring.measure(values, source, config)
     return Evaluation(step, scores, reports)
 
 

@@ -224,10 +224,10 @@ def load(
     run = experiment.assemble(config, meta, values, training=False)
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
     with Checkpoints(folders[-1], keep_best_of="mAP", read_only=True) as checkpoints:
-        step = checkpoints.latest if which == "last" else checkpoints.best
-        if step is None:
+        if (checkpoints.latest if which == "last" else checkpoints.best) is None:
             raise UserError(f"{workdir} holds no {which} checkpoint yet; train it further.")
-        found, meta = checkpoints.restore_params(which), checkpoints.meta(step)
+        found, step = checkpoints.restore_params(which), checkpoints.restored
+        meta = checkpoints.meta(step)
     if ema is None:
         ema = found["ema"] is not None and (which == "last" or meta.get("kind") == "ema")
     chosen = {"params": found["params"], **found["variables"]}

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import importlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -168,8 +167,8 @@ def select(stage: Any, state: Any) -> tuple[Any, str, int, str]:
         kind = "ema" if state.ema is not None else "raw"
         chosen = averaged(state) if state.ema is not None else {"params": state.params, **state.variables}
         return chosen, kind, int(state.step), f"last step ({kind})"
-    step = stage.checkpoints.best
     found = stage.checkpoints.restore(jax.eval_shape(lambda: state), "best")
+    step = stage.checkpoints.restored
     kind = stage.checkpoints.meta(step).get("kind", "raw")
     chosen = averaged(found) if kind == "ema" else {"params": found.params, **found.variables}
     return chosen, kind, step, f"{how.replace('_', ' ')} on {stage.eval.name}, step {step} ({kind})"
@@ -208,7 +207,7 @@ def write(
         workdir / f"scores{suffix}.npz", scores=scores, labels=source.labels, scored=source.scored,
         ids=np.array(source.ids, dtype=str), classes=np.array(source.classes),
     )  # fmt: skip
-    rundir.write_text(workdir / f"report{suffix}.json", json.dumps(report, indent=2))
+    rundir.write_json(workdir / f"report{suffix}.json", report)
     if source.observed.any():
         print(table(report))
     else:
@@ -230,11 +229,14 @@ def finished(workdir: Path) -> dict[str, Any] | None:
     """The report of a run that is complete, its table printed again; None if there is more to do."""
     if not (workdir / "report.json").is_file():
         return None
+    names = rundir.unsound(workdir)
     try:
-        report = rundir.read_json(workdir / "report.json")
-        text = table(report)
-    except (UserError, KeyError, TypeError, AttributeError):
-        log.warning("%s is damaged; it is made again from the checkpoint.", workdir / "report.json")
+        report = {} if names else rundir.read_json(workdir / "report.json")
+        text = "" if names else table(report)
+    except (KeyError, TypeError, AttributeError):
+        names = ["report.json"]
+    if names:
+        log.warning("%s in %s is damaged or missing; made again from the checkpoint.", ", ".join(names), workdir)
         return None
     print(text)
     print(f"run directory: {workdir} (finished earlier; nothing was trained)")

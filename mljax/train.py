@@ -24,7 +24,7 @@ from mljax.interrupt import Stop, interruptible
 from mljax.optim.groups import all_groups, frozen_paths, without_label_tables
 from mljax.pipeline import feature_cache, loader
 from mljax.rundir import progress
-from mljax.rundir.checkpoint import Checkpoints
+from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.types import Config, TrainState
 
 LATE = 2  # steps that the devices have before them while the host looks at the numbers of the one before
@@ -380,4 +380,7 @@ class Stage:
         self, state: TrainState, step: int, metrics: dict[str, float] | None, kind: str = "raw", replace: bool = False
     ) -> None:
         meta = {"stage": self.index, "step": step, "kind": kind, "metrics": metrics}
-        self.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
+        try:
+            self.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
+        except NotFinite as error:
+            raise self.diverged(f"{error.path} is not finite after step {step}") from None

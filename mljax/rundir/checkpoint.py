@@ -47,7 +47,7 @@ class Checkpoints:
       latest, best: how many of each to keep.
       read_only: never write or clean up; required for reading beside a training run.
     Attributes:
-      restored: the step that was restored last; None before any was.
+      restored: the step that was restored last; -1 before any was.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Checkpoints:
             raise UserError(f"Checkpoints keep latest >= 1 and best >= 0 by mode 'max' or 'min', not {mode!r}.")
         self.folder = Path(folder).absolute()
         self.keep_best_of, self._mode, self._keep, self._read_only = keep_best_of, mode, (latest, best), read_only
-        self.restored: int | None = None
+        self.restored = -1
         self._saver: Any = None
         self._saving: int | None = None
         self._recovered = read_only

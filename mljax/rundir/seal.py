@@ -25,8 +25,8 @@ def digest(content: Mapping[str, Any]) -> str:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content as JSON holds it (tuples become lists, other objects text), with its digest last."""
-    plain = json.loads(json.dumps({k: v for k, v in content.items() if k != KEY}, default=str))
+    """The content as JSON holds it (tuples become lists), with its digest last."""
+    plain = json.loads(json.dumps({k: v for k, v in content.items() if k != KEY}))
     return {**plain, KEY: digest(plain)}
 
 

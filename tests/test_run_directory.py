@@ -169,11 +169,12 @@ def test_a_damaged_line_of_metrics_is_set_aside_and_said(tmp_path, capsys, caplo
     damaged = lines[1].replace("0.5", "0.7")
     path.write_text(lines[0] + damaged + lines[2] + lines[3] + '{"step": 5, "lo')
     assert [line["step"] for line in rundir.read_metrics(tmp_path)] == [1, 3, 4]
-    assert "metrics.jsonl has 1 damaged lines" in caplog.text
-    Writer(tmp_path).resume(0, 3)
+    assert "metrics.jsonl has 1 damaged line; left out" in caplog.text
+    with Writer(tmp_path) as writer:
+        writer.resume(0, 3)
     assert path.read_text() == lines[0] + lines[2]
     assert (tmp_path / measurements.DAMAGED).read_text() == damaged
-    assert "metrics.jsonl has 1 damaged lines; they are moved to metrics.damaged.jsonl" in capsys.readouterr().err
+    assert "metrics.jsonl has 1 damaged line; moved to metrics.damaged.jsonl" in capsys.readouterr().err
 
 
 # Data that changed

@@ -39,5 +39,10 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / NAME
     good, damaged = parse(path.read_text(errors="replace")) if path.is_file() else ([], [])
     if damaged:
-        log.warning("%s has %d damaged lines; they are left out.", path, len(damaged))
+        log.warning("%s has %s; left out.", path, count(damaged))
     return [entry for _, entry in good]
+
+
+def count(damaged: list[str]) -> str:
+    """How many lines are damaged, in words."""
+    return f"{len(damaged)} damaged line{'s' if len(damaged) > 1 else ''}"

@@ -63,7 +63,7 @@ class Writer:
             if damaged:
                 with (self.workdir / measurements.DAMAGED).open("a") as file:
                     file.writelines(damaged)
-                self.line(f"{path} has {len(damaged)} damaged lines; they are moved to {measurements.DAMAGED}")
+                self.line(f"{path} has {measurements.count(damaged)}; moved to {measurements.DAMAGED}")
             if (whole := "".join(line for line, _ in kept)) == text:
                 return
             self._close()

@@ -41,10 +41,10 @@ def to_run(paths: Sequence[str], config: Any, workdir: Path, classes: Sequence[s
     state = read_files(files, of(run.system))
     variables = jax.device_get(experiment.init_variables(run, 0))
     variables = convert(state, run.system, config.backbone.name, variables, files[0])
-    rundir.open_run(workdir, config)
-    rundir.save_meta(workdir, meta, values)
     tx = optax.set_to_zero()  # nothing is trained, so no state of an optimizer is kept
-    with Checkpoints(workdir / "checkpoints" / "0", keep_best_of="mAP") as checkpoints:
+    folder = workdir / "checkpoints" / "0"
+    with rundir.opened(workdir, config), Checkpoints(folder, keep_best_of="mAP") as checkpoints:
+        rundir.save_meta(workdir, meta, values)
         state = create_state(jax.tree.map(jnp.asarray, variables), tx, ema=0.0, seed=config.seed)
         checkpoints.save(0, state, meta={"stage": 0, "step": 0, "kind": "raw", "source": [f.name for f in files]})
     return workdir

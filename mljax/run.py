@@ -230,10 +230,10 @@ def load(
     run = experiment.assemble(config, meta, values, training=False)
     which = ("last" if config.eval.select == "last" else "best") if checkpoint == "selected" else checkpoint
     with Checkpoints(folders[-1], keep_best_of="mAP", read_only=True) as checkpoints:
-        step = checkpoints.latest if which == "last" else checkpoints.best
-        if step is None:
+        if (checkpoints.latest if which == "last" else checkpoints.best) is None:
             raise UserError(f"{workdir} holds no {which} checkpoint yet; train it further.")
-        state, record = checkpoints.restore_params(which), checkpoints.meta(step)
+        state, step = checkpoints.restore_params(which), checkpoints.restored
+        record = checkpoints.meta(step)
     if ema is None:
         ema = state["ema"] is not None and (which == "last" or record.get("kind") == "ema")
     chosen = {"params": state["params"], **state["variables"]}

@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import importlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 from mljax import metrics, parallel, rundir
 from mljax.build import find
 from mljax.data.source import Source
-from mljax.errors import UserError
 from mljax.experiment import Experiment
 from mljax.pipeline import feature_cache, loader
 from mljax.types import Config
@@ -147,7 +145,7 @@ def write(
         workdir / f"scores{suffix}.npz", scores=scores, labels=source.labels, scored=source.scored,
         ids=np.array(source.ids, dtype=str), classes=np.array(source.classes),
     )  # fmt: skip
-    rundir.write_text(workdir / f"report{suffix}.json", json.dumps(report, indent=2))
+    rundir.write_json(workdir / f"report{suffix}.json", report)
     if source.observed.any():
         print(table(report))
     else:
@@ -169,11 +167,14 @@ def finished(workdir: Path) -> dict[str, Any] | None:
     """The report of a run that is complete, its table printed again; None if there is more to do."""
     if not (workdir / "report.json").is_file():
         return None
+    names = rundir.unsound(workdir)
     try:
-        report = rundir.read_json(workdir / "report.json")
-        text = table(report)
-    except (UserError, KeyError, TypeError, AttributeError):
-        log.warning("%s is damaged and is written again from the checkpoint.", workdir / "report.json")
+        report = {} if names else rundir.read_json(workdir / "report.json")
+        text = "" if names else table(report)
+    except (KeyError, TypeError, AttributeError):
+        names = ["report.json"]
+    if names:
+        log.warning("%s in %s is damaged or missing; made again from the checkpoint.", ", ".join(names), workdir)
         return None
     print(text)
     print(f"run directory: {workdir} (finished earlier; nothing was trained)")

@@ -11,7 +11,6 @@ With --best a cell shows one of the settings alone, the best by the run's own sp
 """
 
 import itertools
-import json
 import re
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from mljax.config.overrides import override
 from mljax.config.reading import read_config
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
-from mljax.rundir.files import check_same, untouched, write_text
+from mljax.rundir import check_same, read_json, untouched, write_text
 from mljax.types import Config
 
 Variant = tuple[tuple[str, str], ...]
@@ -143,13 +142,13 @@ def run(job: Job, workdir: Path, extra: list[tuple[str, str]], split: str = "") 
     if not (path / "report.json").is_file():
         settings = [f"--config.{key}={value}" for key, value in settings_of(job, extra)]
         _call("main", path, f"--config={job.config}", *settings)
-    own = json.loads((path / "report.json").read_text())
+    own = read_json(path / "report.json")
     if not split:
         return own, own
     name = re.sub(r"\W+", "_", f"report_{split}_{own['definition']}").strip("_")
     if not any(path.glob(f"{name}*.json")):
         _call("evaluate", path, f"--split={split}")
-    return own, json.loads(next(path.glob(f"{name}*.json")).read_text())
+    return own, read_json(next(path.glob(f"{name}*.json")))
 
 
 def _call(module: str, path: Path, *flags: str) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 from collections import namedtuple
 from pathlib import Path
@@ -18,9 +19,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from conftest import golden_file
 from mljax import optim
 from mljax.errors import UserError
-from mljax.rundir.checkpoint import Checkpoints
+from mljax.optim.groups import path_name
+from mljax.rundir import seal
+from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.types import TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -206,11 +210,11 @@ def test_reader_follows_a_writer_and_cleans_nothing(tmp_path):
         unfinished.mkdir()
         writer.save(2, _state(2), metrics={"mAP": 0.5})
         writer.wait()
-        assert (reader.steps, reader.best) == ([2], 2)
+        assert (reader.steps, reader.best) == ([1, 2], 2)
         _same(reader.restore(_shapes(_state())), _state(2))
         assert unfinished.is_dir()
     with Checkpoints(tmp_path) as writer:
-        assert writer.steps == [2] and not unfinished.exists()
+        assert writer.steps == [1, 2] and not unfinished.exists()
 
 
 # What a template may not hide
@@ -234,7 +238,7 @@ MISFITS = {
     [
         ("shape", r"params/head/kernel with shape \(4, 2\), not \(4, 3\)"),
         ("missing", r"has no params/haed/kernel \(did you mean 'params/head/kernel'"),
-        ("left over", "has params/backbone/bias, which this model or optimiser has not"),
+        ("left over", "has params/backbone/bias, which this model or optimiser does not have"),
         ("dtype", "has params/backbone/bias as float32, not bfloat16"),
         ("optimiser", "has no opt_state/moment"),
         ("step", "has step as int32, not float32"),
@@ -279,7 +283,7 @@ def test_flipped_byte_names_the_leaf_and_the_way_out(tmp_path, where):
     with pytest.raises(
         UserError, match=r"step 2 in .* is damaged \(.*\); restore step 1 instead, or delete .*2"
     ) as error:
-        checkpoints.restore(_shapes(state))
+        checkpoints.restore(_shapes(state), 2)
     assert "the bytes of" in str(error.value) or "cannot be read" in str(error.value)
     _same(checkpoints.restore(_shapes(state), 1), state)
 
@@ -289,12 +293,10 @@ def test_wrong_bytes_name_their_leaf(tmp_path):
     record = tmp_path / "1" / "record" / "metadata"
     content = json.loads(record.read_text())
     content["leaves"]["params/head/kernel"][2] = "12345678"
-    from mljax.rundir import manifest
-
-    content["digest"] = manifest.digest({k: v for k, v in content.items() if k != "digest"})
+    content["digest"] = seal.digest(content)
     record.write_text(json.dumps(content))
     with pytest.raises(
-        UserError, match=r"the bytes of params/head/kernel are not those .* no other checkpoint is there"
+        UserError, match=r"the bytes of params/head/kernel are not those .* no other checkpoint there is sound"
     ):
         checkpoints.restore(_shapes(_state()))
 
@@ -325,16 +327,6 @@ def test_changed_record(tmp_path):
         checkpoints.meta()
 
 
-@pytest.mark.parametrize("read_only", [True, False])
-def test_damaged_metrics(tmp_path, read_only):
-    _saved(tmp_path, mAP=[0.5, 0.4])
-    (tmp_path / "1" / "metrics" / "metrics").write_text("{")
-    with pytest.raises(UserError, match=r"checkpoint .*1 is damaged \(its metrics cannot be read\); delete it"):
-        Checkpoints(tmp_path, read_only=read_only).restore(_shapes(_state()))
-    shutil.rmtree(tmp_path / "1")
-    assert Checkpoints(tmp_path, read_only=read_only).best == 2
-
-
 def test_full_disk_before_writing(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, _state(1))
@@ -358,7 +350,7 @@ def test_full_disk_while_writing(tmp_path, monkeypatch):
         def fail():
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(checkpoints._manager, "wait_until_finished", fail)
+        monkeypatch.setattr(checkpoints._saver, "wait_until_finished", fail)
         with pytest.raises(UserError, match="No space left on device"):
             checkpoints.wait()
         assert 1 in checkpoints.steps or 2 in checkpoints.steps
@@ -379,7 +371,7 @@ def _python(code, *args, **kwargs):
 BIG = """
     import os, resource, signal, sys
     import numpy as np
-    from mljax.checkpoint import Checkpoints
+    from mljax.rundir.checkpoint import Checkpoints
     from mljax.errors import UserError
     from mljax.types import TrainState
 
@@ -422,7 +414,7 @@ def test_killed_while_saving_and_saved_at_exit(tmp_path):
         tmp_path,
     )
     assert (going_on.returncode, going_on.stdout, going_on.stderr) == (0, "", "")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
     expected = np.random.default_rng(3).random(2_000_000, np.float32)
     np.testing.assert_array_equal(Checkpoints(tmp_path, read_only=True).restore_params()["params"]["w"], expected)
 
@@ -468,7 +460,7 @@ def test_failing_write_in_the_background(tmp_path):
     assert done.stdout.splitlines() == [
         f"The checkpoint of step 2 cannot be written to {tmp_path} (File too large); free some space or choose another"
         " folder and resume, the older checkpoints are whole.",
-        "[3]",
+        "[1, 3]",
     ]
 
 
@@ -499,3 +491,200 @@ def test_damage_is_one_sentence_and_nothing_else(tmp_path):
 def test_import_is_light():
     done = _python("import sys, mljax.rundir.checkpoint; print('orbax.checkpoint' in sys.modules)")
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+# The older one takes over
+
+
+def _flip(path, where=0.5):
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 4
+    path.write_bytes(data)
+
+
+def _reseal(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(seal.sealed(content)))
+
+
+DAMAGE = {
+    "array": lambda step: _flip(_biggest(step / "weights"), 0.1),
+    "optimiser": lambda step: shutil.rmtree(step / "training" / "d"),
+    "half deleted": lambda step: (shutil.rmtree(step / "weights"), shutil.rmtree(step / "training")),
+    "record": lambda step: (step / "record" / "metadata").unlink(),
+    "record flipped": lambda step: _flip(step / "record" / "metadata"),
+    "number": lambda step: _reseal(step / "record" / "metadata", lambda record: record.update(step=1)),
+    "nothing": lambda step: (shutil.rmtree(step), step.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_the_older_step_takes_over(tmp_path, damage, caplog):
+    """A reader passes the damaged step over; a writer sets it aside, goes on, and may save that step again."""
+    state = _state(1, width=400)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, metrics={"mAP": 0.5})
+        checkpoints.save(2, _state(2, width=400), metrics={"mAP": 0.9})
+    DAMAGE[damage](tmp_path / "2")
+    damaged = sorted(path.name for path in (tmp_path / "2").rglob("*"))
+    reader = Checkpoints(tmp_path, read_only=True)
+    for which in ("last", "best"):
+        _same(reader.restore(_shapes(state), which), state)
+    assert (reader.restored, reader.latest, reader.best) == (1, 1, 1)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and said[0].startswith(f"The checkpoint of step 2 in {tmp_path} is damaged (")
+    assert said[0].endswith("); step 1 is used instead.")
+    caplog.clear()
+    with Checkpoints(tmp_path) as writer:
+        _same(writer.restore(_shapes(state)), state)
+        assert (writer.restored, writer.steps) == (1, [1])
+        assert writer.save(2, _state(3, width=400), metrics={"mAP": 0.7})
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 1 and said[0].endswith("); it is set aside as damaged-2, and step 1 is used instead.")
+    assert sorted(path.name for path in (tmp_path / "damaged-2").rglob("*")) == damaged
+    assert Checkpoints(tmp_path, read_only=True).steps == [1, 2]
+
+
+def test_a_number_that_was_swapped_is_said(tmp_path):
+    _saved(tmp_path, mAP=[0.5, 0.4])
+    (tmp_path / "2").rename(tmp_path / "8")
+    with pytest.raises(UserError, match=r"step 8 in .* is damaged \(it holds step 2\); restore step 1 instead"):
+        Checkpoints(tmp_path, read_only=True).restore(_shapes(_state()), 8)
+
+
+def test_nothing_sound_is_an_error_each_time_and_moves_nothing(tmp_path, caplog):
+    _saved(tmp_path, mAP=[0.5, 0.4])
+    for step in ("1", "2"):
+        shutil.rmtree(tmp_path / step / "training")
+    for checkpoints in (Checkpoints(tmp_path, read_only=True), Checkpoints(tmp_path)):
+        for _ in range(2):
+            with pytest.raises(
+                UserError, match=r"step 2 .* is damaged \(.*\); no other checkpoint there is sound; rest"
+            ):
+                checkpoints.restore(_shapes(_state()))
+            assert checkpoints.steps == [1, 2]
+    assert not caplog.records
+
+
+def test_a_machine_that_cannot_read_says_so_and_passes_nothing_over(tmp_path, monkeypatch):
+    checkpoints = _saved(tmp_path, mAP=[0.5, 0.4])
+
+    def crowded(*_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("mljax.rundir.orbax.read", crowded)
+    with pytest.raises(UserError, match=r"2 cannot be read \(Too many open files\); it may be sound"):
+        checkpoints.restore(_shapes(_state()))
+    monkeypatch.undo()
+    _same(checkpoints.restore(_shapes(_state())), _state(2))
+
+
+# What is kept, and how it goes
+
+
+def test_never_fewer_than_two(tmp_path):
+    checkpoints = _saved(tmp_path, mAP=[0.1, 0.2, 0.3])
+    assert (checkpoints.steps, checkpoints.best) == ([2, 3], 3)
+    with Checkpoints(tmp_path / "b", best=0) as writer:
+        for step in (1, 2, 3):
+            writer.save(step, _state(step))
+        assert writer.steps == [2, 3]
+
+
+@pytest.mark.parametrize("name, value", [("metrics", 9.0), ("meta", {"stage": 5})])
+def test_only_sealed_records_decide_what_is_deleted(tmp_path, name, value):
+    """A better value written into a record without its digest: that step is set aside, and the real best stays."""
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, mAP in ((1, 0.9), (2, 0.5)):
+            checkpoints.save(step, _state(step), metrics={"mAP": mAP})
+        checkpoints.wait()
+        path = tmp_path / "2" / "record" / "metadata"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, name: {"mAP": value} if name == "metrics" else value}))
+        checkpoints.save(3, _state(3), metrics={"mAP": 0.4})
+        assert (checkpoints.steps, checkpoints.best) == ([1, 3], 1)
+    assert (tmp_path / "damaged-2").is_dir()
+
+
+def test_a_kill_within_a_deletion_leaves_no_torn_step(tmp_path):
+    killed = _python(
+        BIG
+        + """
+    import shutil
+    rmtree = shutil.rmtree
+    def die(path, *args, **kwargs):
+        if os.path.isdir(os.path.join(path, "weights")):
+            rmtree(os.path.join(path, "weights"))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rmtree(path, *args, **kwargs)
+    shutil.rmtree = die
+    for step in (1, 2, 3):
+        checkpoints.save(step, state(step, 100), metrics={"mAP": 0.1 * step})
+    checkpoints.wait()
+    """,
+        tmp_path,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3", "deleted-1"]
+    assert Checkpoints(tmp_path, read_only=True).steps == [2, 3]
+    assert Checkpoints(tmp_path).steps == [2, 3] and not (tmp_path / "deleted-1").exists()
+
+
+def test_a_replaced_step_comes_back_where_its_successor_never_came(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1))
+        checkpoints.save(2, _state(2))
+        checkpoints.wait()
+        monkeypatch.setattr("mljax.rundir.orbax.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(UserError, match="No space left"):
+            checkpoints.save(2, _state(3), metrics={"mAP": 0.5}, replace=True)
+        monkeypatch.undo()
+        _same(checkpoints.restore(_shapes(_state())), _state(2))
+        assert checkpoints.save(2, _state(3), metrics={"mAP": 0.5}, replace=True)
+        _same(checkpoints.restore(_shapes(_state())), _state(3))
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    "path, value",
+    [("params/head/kernel", np.nan), ("ema/params/backbone/bias", np.inf), ("variables/memory/queue", -np.inf)],
+)
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, path, value):
+    state = _state(2)
+    poison = lambda at, x: (x + value).astype(x.dtype) if path_name(at) == path else x  # noqa: E731
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, _state(1), metrics={"mAP": 0.5})
+        with pytest.raises(NotFinite, match=f"step 2 is not saved: {path} is not finite") as error:
+            checkpoints.save(2, jax.tree_util.tree_map_with_path(poison, state), metrics={"mAP": 0.9})
+        assert error.value.path == path and checkpoints.steps == [1]
+        large = jax.tree.map(lambda x: x * 0 + 3e38 if x.dtype == jnp.float32 else x, state.params)
+        assert checkpoints.save(2, state.replace(params=large))  # its sum is infinite, and it is not
+
+
+def test_constants_and_the_optimiser_may_hold_infinities(tmp_path):
+    state = _state()
+    variables = {**state.variables, "constants": {"mask": jnp.array([0.0, -jnp.inf])}}
+    assert Checkpoints(tmp_path).save(1, state.replace(variables=variables, opt_state={"best": jnp.float32(jnp.inf)}))
+
+
+# The released version
+
+
+def test_a_run_of_the_released_version_loads(tmp_path):
+    """Orbax's own `metrics` stand beside each step there; nothing is read of them, however they are damaged."""
+    with tarfile.open(golden_file("released_run.tar.xz")) as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "released" / "checkpoints" / "0"
+    for step in (1, 2):
+        (folder / str(step) / "metrics" / "metrics").write_text("{")
+    with Checkpoints(folder) as checkpoints:
+        assert (checkpoints.steps, checkpoints.best, checkpoints.latest) == ([1, 2], 1, 2)
+        assert checkpoints.meta("best") == {"stage": 0, "step": 1, "kind": "raw", "metrics": {"mAP": 50.0}}
+        _same(checkpoints.restore(_shapes(_state()), 1), _state(1))
+        _same(checkpoints.restore(_shapes(_state())), _state(2))
+        checkpoints.save(3, _state(3), metrics={"mAP": 60.0})
+        assert (checkpoints.steps, checkpoints.best) == ([2, 3], 3)

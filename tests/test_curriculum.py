@@ -83,7 +83,9 @@ def batch(rows):
 
 
 def built(**settings):
-    return Curriculum(backbone=None, criterion=Criterion.from_config(settings.pop("loss", LOSS)), meta=meta(), **settings)
+    return Curriculum(
+        backbone=None, criterion=Criterion.from_config(settings.pop("loss", LOSS)), meta=meta(), **settings
+    )
 
 
 def test_loss_is_that_of_known_and_made_labels():

@@ -158,7 +158,7 @@ def test_a_start_that_fails_when_all_is_made_leaves_nothing(tmp_path, monkeypatc
     found = toy.config("baseline")
     with pytest.raises(UserError if isinstance(error, RuntimeError) else KeyboardInterrupt):
         train.fit(found, tmp_path / "run")
-    assert seen == [["checkpoints", "config.json", "env.json", "meta.npz", "model.txt", "preprocessing.json"]]
+    assert seen == [[".lock", "checkpoints", "config.json", "env.json", "meta.npz", "model.txt", "preprocessing.json"]]
     assert not (tmp_path / "run").exists()
 
 

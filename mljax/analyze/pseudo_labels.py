@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mljax import experiment
+from mljax import experiment, rundir
 from mljax.analyze.inputs import CELL, Inputs, filename, photo_flags
 from mljax.config.command import Parser
 from mljax.errors import UserError
@@ -229,8 +228,7 @@ def _by_epoch(inputs: Inputs) -> list[dict[str, float]]:
     run = inputs.run.experiment
     steps = run.system.steps_per_epoch
     sums: dict[int, list[dict[str, float]]] = {}
-    path = inputs.run.workdir / "metrics.jsonl"
-    for line in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
+    for line in rundir.read_metrics(inputs.run.workdir):
         if "loss" in line:
             sums.setdefault((int(line["step"]) - 1) // steps, []).append(line)
     epochs = []

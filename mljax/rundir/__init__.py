@@ -1,37 +1,47 @@
 """A run directory: its files, checkpoints and logs."""
 
-from mljax.rundir.files import (
+from mljax.rundir.data_record import check_data_record, row_digests, save_data_record
+from mljax.rundir.directory import (
     FREE,
-    OF_A_START,
-    environment,
-    images,
+    START_FILES,
+    check_same,
     load_config,
     load_meta,
     load_preprocessing,
     open_run,
     opened,
-    read_json,
     save_meta,
+    unsound,
     untouched,
-    write_arrays,
-    write_text,
-    written,
 )
+from mljax.rundir.environment import environment, images
+from mljax.rundir.files import read_arrays, read_json, replacing, write_arrays, write_json, write_text
+from mljax.rundir.lock import locked
+from mljax.rundir.measurements import read_metrics
 
 __all__ = [
     "FREE",
-    "OF_A_START",
+    "START_FILES",
+    "check_data_record",
+    "check_same",
     "environment",
     "images",
     "load_config",
     "load_meta",
     "load_preprocessing",
+    "locked",
     "open_run",
     "opened",
+    "read_arrays",
     "read_json",
+    "read_metrics",
+    "replacing",
+    "row_digests",
+    "save_data_record",
     "save_meta",
+    "unsound",
     "untouched",
     "write_arrays",
+    "write_json",
     "write_text",
-    "written",
 ]

@@ -1,26 +1,32 @@
-"""What stands beside the arrays of a checkpoint: dtype, shape and digest of each, metrics, and what the trainer adds.
+"""The record of a checkpoint: dtype, shape and digest of every array, metrics, and what the trainer adds.
 
-Trees are handled as {"a/b/c": array}, and nested dicts are all that is written, so that no container type of optax
+Trees are handled as {"a/b/c": array}, and only nested dicts are written, so that no container type of optax
 matters to a file.
 """
 
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mljax.errors import UserError, nearest
+from mljax.rundir import seal
 from mljax.trees import nest
 
 WEIGHTS = ("params", "variables", "ema")  # fields of TrainState that prediction needs; the others are read to train on
+CONSTANTS = "variables/constants/"  # of the data set and the config: a mask there may hold infinities
+
+
+class BadRecord(ValueError):
+    """A record that is not what was saved; the message says how."""
 
 
 def items(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Two trees on disk: what prediction needs and the rest. Empty arrays are left out, which orbax refuses."""
+    """Two trees on disk: what prediction needs, and the rest. Empty arrays are left out, since orbax refuses them."""
     split: dict[str, dict[str, Any]] = {"weights": {}, "training": {}}
     for path, leaf in leaves.items():
         if math.prod(leaf.shape):
@@ -28,51 +34,76 @@ def items(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: nest(part) for name, part in split.items() if part}
 
 
-def kind(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    """(name of the dtype, shape) of an array, of a shape or of a number."""
+def dtype_and_shape(leaf: Any) -> tuple[str, tuple[int, ...]]:
+    """(name of the dtype, shape) of an array, a jax.ShapeDtypeStruct or a number."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     return str(dtype), tuple(np.shape(leaf))
 
 
-def crc(leaf: np.ndarray) -> str:
-    """CRC-32 of the bytes: finds every flipped bit and every burst up to 32 bits, at more than a GB/s."""
-    return f"{zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data):08x}" if leaf.size else "00000000"
-
-
-def sealed(
-    step: int, leaves: Mapping[str, np.ndarray], metrics: dict[str, Any], meta: dict[str, Any]
+def record(
+    step: int, leaves: Mapping[str, np.ndarray], metrics: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What stands beside the arrays, with a digest of itself."""
+    """The sealed record of a state; a metric that is not finite is None in it."""
     finite = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-    entries = {path: [*kind(leaf), crc(leaf)] for path, leaf in leaves.items()}
-    record = json.loads(json.dumps({"step": step, "metrics": finite, "meta": meta, "leaves": entries}))
-    return {**record, "digest": digest(record)}
+    entries = {path: [*dtype_and_shape(leaf), seal.crc(leaf)] for path, leaf in leaves.items()}
+    return seal.sealed({"step": step, "metrics": finite, "meta": dict(meta), "leaves": entries})
 
 
-def digest(record: Mapping[str, Any]) -> str:
-    """CRC-32 of a record without its own digest."""
-    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+def read(folder: Path) -> dict[str, Any]:
+    """The record in the folder of a step, verified: its digest, and that its step is the folder's name.
+
+    Raises:
+      BadRecord: it is damaged.
+      OSError: it cannot be read.
+    """
+    try:
+        content = json.loads((folder / "record" / "metadata").read_text())
+    except ValueError:
+        raise BadRecord("its record cannot be read") from None
+    try:
+        content = seal.unsealed(content, required=True)
+    except (AttributeError, ValueError):
+        raise BadRecord("its record is not what was saved") from None
+    if str(content.get("step")) != folder.name:
+        raise BadRecord(f"it holds step {content.get('step')}")
+    return content
 
 
-def compare(saved: Mapping[str, Any], wanted: Mapping[str, tuple[str, tuple[int, ...]]], *, where: str) -> None:
-    """The leaves of a record beside those of a template, {path: (dtype, shape)}.
+def not_finite(leaves: Mapping[str, np.ndarray]) -> str | None:
+    """The path of the first array that prediction needs and that holds a NaN or an infinity."""
+    for path, leaf in leaves.items():
+        if path.split("/")[0] in WEIGHTS and not path.startswith(CONSTANTS) and not _finite(leaf):
+            return path
+    return None
+
+
+def _finite(leaf: np.ndarray) -> bool:
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return True
+    with np.errstate(all="ignore"):  # the sum is finite only if every term is: one cheap pass for almost all arrays
+        return bool(np.isfinite(leaf.sum()) or np.isfinite(leaf).all())
+
+
+def compare(saved: Mapping[str, Any], template: Mapping[str, tuple[str, tuple[int, ...]]], *, where: str) -> None:
+    """Compare the arrays of a record with those of a template, {path: (dtype, shape)}.
 
     Args:
-      where: what a sentence about them begins with.
+      where: the beginning of the message.
     Raises:
-      UserError: a leaf that is missing, left over, or of another shape or dtype.
+      UserError: an array is missing, left over, or of another shape or dtype.
     """
     advice = "restore it with the config that it was trained with"
-    for path in wanted:
+    for path in template:
         if path not in saved:
             raise UserError(f"{where} has no {path}{nearest(path, saved)}; {advice}.")
     for path, (dtype, shape, _) in saved.items():
-        if path not in wanted:
-            raise UserError(f"{where} has {path}, which this model or optimiser has not; {advice}.")
-        if tuple(shape) != wanted[path][1]:
-            raise UserError(f"{where} has {path} with shape {tuple(shape)}, not {wanted[path][1]}; {advice}.")
-        if dtype != wanted[path][0]:
-            raise UserError(f"{where} has {path} as {dtype}, not {wanted[path][0]}; {advice}.")
+        if path not in template:
+            raise UserError(f"{where} has {path}, which this model or optimiser does not have; {advice}.")
+        expected_dtype, expected_shape = template[path]
+        if tuple(shape) != expected_shape:
+            raise UserError(f"{where} has {path} with shape {tuple(shape)}, not {expected_shape}; {advice}.")
+        if dtype != expected_dtype:
+            raise UserError(f"{where} has {path} as {dtype}, not {expected_dtype}; {advice}.")
 
 
 def fault(path: str, entry: tuple[str, tuple[int, ...], str], leaf: Any) -> str:
@@ -80,15 +111,6 @@ def fault(path: str, entry: tuple[str, tuple[int, ...], str], leaf: Any) -> str:
     if not isinstance(leaf, np.ndarray):
         return f"it holds no {path}"
     dtype, shape, digest = entry
-    if [*kind(leaf), crc(leaf)] != [dtype, tuple(shape), digest]:
+    if [*dtype_and_shape(leaf), seal.crc(leaf)] != [dtype, tuple(shape), digest]:
         return f"the bytes of {path} are not those that were saved"
     return ""
-
-
-def is_json(path: Path) -> bool:
-    """Whether a file can be read as JSON."""
-    try:
-        json.loads(path.read_text())
-    except ValueError:
-        return False
-    return True

@@ -1,16 +1,31 @@
-"""Orbax without its noise: imported late, its log and warnings off the terminal, its errors short, its exit awaited."""
+"""Orbax, which writes and reads arrays, without its noise: imported on first use, its log and warnings kept off the
+terminal, its saves awaited when Python exits.
+
+Which steps there are, which are kept and whether they are what was saved is not orbax's business: see `steps` and
+`manifest`. Its CheckpointManager decides what to delete by a file without a digest, and fails on one that is damaged.
+"""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from mljax.errors import UserError
+from mljax.rundir import manifest
+from mljax.trees import flatten
+
+# A read that fails with one of these says nothing about the file.
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.ETIMEDOUT, errno.EINTR)
 
 
 def orbax() -> Any:
@@ -27,8 +42,37 @@ def orbax() -> Any:
     return ocp
 
 
+def new_saver() -> Any:
+    """What writes checkpoints in the background, one at a time."""
+    ocp = orbax()
+    with quiet():
+        return ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+
+
+def save(saver: Any, folder: Path, record: Mapping[str, Any], leaves: Mapping[str, np.ndarray]) -> None:
+    """Begin to write arrays by path, and their record, into a folder that appears when all of it is written."""
+    ocp = orbax()
+    items = {name: ocp.args.PyTreeSave(tree) for name, tree in manifest.items(leaves).items()}
+    with quiet():
+        saver.save(folder, args=ocp.args.Composite(record=ocp.args.JsonSave(dict(record)), **items))
+
+
+def read(folder: Path, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """The arrays of these paths and shapes; what the folder lacks is absent, or not an array."""
+    ocp = orbax()
+    args = {}
+    for name, tree in manifest.items(shapes).items():
+        restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        args[name] = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)
+    if not args:
+        return {}
+    with quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        restored = reader.restore(folder, args=ocp.args.Composite(**args))
+    return {path: leaf for name in args for path, leaf in flatten(restored[name]).items()}
+
+
 def _from_elsewhere(record: logging.LogRecord) -> bool:
-    theirs = f"{os.sep}orbax{os.sep}"  # in the text too: asyncio tells of a failed write once more, when Python ends
+    theirs = f"{os.sep}orbax{os.sep}"  # in the text too: asyncio reports a failed write once more, when Python ends
     return theirs not in record.pathname and not any(word in record.getMessage() for word in ("tensorstore", theirs))
 
 
@@ -43,7 +87,7 @@ _hook: list[Any] = []
 
 
 def _without_unclosed(report: Any) -> None:
-    """After a failed read or write, those still under way complain on stderr, from other threads and for a while."""
+    """Without the complaints, from other threads, of reads and writes that were under way when another failed."""
     if "Event loop is closed" not in str(report.exc_value):
         _hook[-1](report)
 
@@ -62,12 +106,12 @@ def close_at_exit(checkpoints: "weakref.ref[Any]") -> None:
 
 
 def error_code(error: BaseException | None) -> int | None:
-    """The errno of a failed write; tensorstore has it only in its words."""
+    """The errno of a failed read or write; tensorstore has it only in its message."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        words = str(error)
-        if "os_error_code='" in words:
-            return int(words.split("os_error_code='")[1].split("'")[0])
+        _, mark, rest = str(error).partition("os_error_code='")
+        if mark:
+            return int(rest.split("'")[0])
         error = error.__cause__ or error.__context__
     return None

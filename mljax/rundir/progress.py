@@ -1,8 +1,6 @@
 """What a person sees of a run, and what is kept of it: one live line, metrics.jsonl, TensorBoard events."""
 
 import contextlib
-import json
-import logging
 import math
 import sys
 import time
@@ -15,9 +13,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from mljax.errors import UserError
+from mljax.rundir import measurements
 from mljax.rundir.events import Events
-
-log = logging.getLogger("mljax")
+from mljax.rundir.files import write_text
+from mljax.trees import flatten
 
 
 class Writer:
@@ -51,21 +50,20 @@ class Writer:
     def resume(self, stage: int, step: int) -> None:
         """Forget what was measured after this step: a run that goes on from a checkpoint measures it again.
 
-        A half-written last line goes too, and the TensorBoard events are made again from the lines that stay.
+        A half-written last line goes too, damaged ones go into metrics.damaged.jsonl, and the TensorBoard events are
+        made again from the lines that stay.
         """
-        from mljax.rundir.files import write_text
-
-        path = self.workdir / "metrics.jsonl"
+        path = self.workdir / measurements.NAME
         if not path.is_file():
             return
         with self._writing():
             text = path.read_text(errors="replace")
-            kept: list[tuple[str, dict[str, Any]]] = []
-            for line in text.splitlines(keepends=True):
-                with contextlib.suppress(ValueError, TypeError, KeyError):
-                    entry = json.loads(line)
-                    if (int(entry["stage"]), int(entry["step"])) <= (stage, step) and line.endswith("\n"):
-                        kept.append((line, entry))
+            good, damaged = measurements.parse(text)
+            kept = [(line, e) for line, e in good if (e["stage"], e["step"]) <= (stage, step)]
+            if damaged:
+                with (self.workdir / measurements.DAMAGED).open("a") as file:
+                    file.writelines(damaged)
+                self.line(f"{path} has {measurements.count(damaged)}; moved to {measurements.DAMAGED}")
             if (whole := "".join(line for line, _ in kept)) == text:
                 return
             self._close()
@@ -81,8 +79,8 @@ class Writer:
         now = round(time.time(), 3)
         with self._writing():
             if self._jsonl is None:
-                self._jsonl = (self.workdir / "metrics.jsonl").open("a")
-            self._jsonl.write(json.dumps({"step": step, "stage": stage, "time": now, **values}) + "\n")
+                self._jsonl = (self.workdir / measurements.NAME).open("a")
+            self._jsonl.write(measurements.line({"step": step, "stage": stage, "time": now, **values}))
             self._jsonl.flush()
             self._write_events(step, values, stage, now)
 
@@ -109,8 +107,6 @@ class Writer:
           frozen: paths of parameters that are not trained, "backbone/stem/kernel".
         """
         from clu import parameter_overview
-
-        from mljax.rundir.files import write_text
 
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         write_text(workdir / "model.txt", table + "\n")
@@ -241,8 +237,6 @@ def by_module(params: Any, frozen: Collection[str] = ()) -> str:
     Args:
       frozen: paths of those that are not trained, "backbone/stem/kernel".
     """
-    from mljax.trees import flatten
-
     modules: dict[str, list[tuple[int, int, int]]] = {}
     for path, x in flatten(params).items():
         size = int(math.prod(x.shape))

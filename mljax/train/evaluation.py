@@ -104,8 +104,8 @@ def select(config: Config, state: TrainState, checkpoints: Checkpoints, source: 
     if how == "last":
         kind = "ema" if state.ema is not None else "raw"
         return Selection(variables_of(state, kind), kind, int(state.step), f"last step ({kind})")
-    best, step = checkpoints.restore(jax.eval_shape(lambda: state), "best"), checkpoints.best
-    assert step is not None, "else there is none to restore"
+    best, step = checkpoints.restore(jax.eval_shape(lambda: state), "best"), checkpoints.restored
+    assert step is not None, "set by restore"
     kind = checkpoints.meta(step).get("kind", "raw")
     words = f"{how.replace('_', ' ')} on {source.name}, step {step} ({kind})"
     return Selection(variables_of(best, kind), kind, step, words)

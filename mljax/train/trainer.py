@@ -12,7 +12,7 @@ from mljax import parallel, rundir, scoring
 from mljax.check import check
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
-from mljax.rundir.checkpoint import Checkpoints
+from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.rundir.progress import Meter, Writer
 from mljax.train import evaluation
 from mljax.train.loop import Diverged, Loop
@@ -182,4 +182,7 @@ class Trainer:
         self, state: TrainState, step: int, metrics: dict[str, Any] | None, kind: str = "raw", replace: bool = False
     ) -> None:
         meta = {"stage": self.stage.spec.index, "step": step, "kind": kind, "metrics": metrics}
-        self.stage.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
+        try:
+            self.stage.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
+        except NotFinite as error:
+            raise Diverged(f"{error.path} is not finite after step {step}.") from None

@@ -13,6 +13,7 @@ from typing import IO, BinaryIO
 import numpy as np
 
 SPARE = 256 << 20  # bytes that unpacking any file may take, besides twice its own size
+MAX_IMAGE = 512 << 20  # bytes of an image file
 MAX_DIRECTORY = 8 << 20  # bytes of the list of members of a zip file of arrays
 MAX_DIMENSIONS = 32
 _KINDS = (

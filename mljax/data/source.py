@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mljax.untrusted import MAX_IMAGE, read_regular
 
 
 class Instances(NamedTuple):
@@ -91,9 +92,9 @@ class Picked:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """`read` of images that are files."""
+    """`read` of images that are files: regular ones, up to a size limit; anything else is an OSError at once."""
 
     paths: Sequence[str]
 
     def __call__(self, index: int) -> bytes:
-        return Path(self.paths[index]).read_bytes()
+        return read_regular(self.paths[index], MAX_IMAGE)

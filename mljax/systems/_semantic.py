@@ -14,6 +14,7 @@ from mljax.data import labels as label_data
 from mljax.errors import UserError, nearest
 from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_linear_init
 from mljax.types import Meta
+from mljax.untrusted import read_npy
 from mljax.weights.published import Names
 
 log = logging.getLogger("mljax.training")
@@ -195,7 +196,7 @@ def graph(meta: Meta, source: str = "labels") -> np.ndarray:
 
 def _graph_file(path: Path, size: int) -> np.ndarray:
     try:
-        edges = np.asarray(np.load(path, allow_pickle=False), np.float32)
+        edges = np.asarray(read_npy(path), np.float32)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"config.system.graph is {str(path)!r}, which is neither 'labels' nor 'none' nor a .npy file ({error})."

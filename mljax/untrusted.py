@@ -8,7 +8,7 @@ import stat
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def kind(mode: int) -> str:
     return "" if stat.S_ISREG(mode) else next((text for test, text in _KINDS if test(mode)), "a special file")
 
 
-def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], limit: int | None = None) -> io.BufferedReader:
     """Open a regular file, or a link to one, for reading; never waits for a FIFO or a device.
 
     Args:
@@ -148,9 +148,9 @@ def _read_array(file: IO[bytes], size: int) -> np.ndarray:
     if file.tell() + expected != size:
         raise ValueError(f"an array of shape {shape} and {expected:,} bytes does not fit its {size:,} bytes")
     array = np.empty(math.prod(shape), dtype)
-    view, done = memoryview(array).cast("B") if expected else memoryview(b""), 0
+    view, done = array.view(np.uint8) if expected else np.empty(0, np.uint8), 0
     while block := file.read(min(1 << 20, expected - done) or 1):  # the last read meets the end, and checks the sum
-        view[done : done + len(block)] = block
+        view[done : done + len(block)] = np.frombuffer(block, np.uint8)
         done += len(block)
     if done != expected:
         raise EOFError(f"an array ends after {done:,} of {expected:,} bytes")

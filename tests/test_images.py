@@ -325,7 +325,7 @@ def test_paths(tmp_path):
         np.testing.assert_array_equal(pixels(decode(form)), picture())
     with pytest.raises(ImageError, match=r"missing\.png cannot be read \(no such file"):
         decode(tmp_path / "missing.png")
-    with pytest.raises(ImageError, match="directory"):
+    with pytest.raises(ImageError, match="a folder, not a regular file"):
         decode(str(tmp_path))
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(ImageError, match=r"empty\.jpg is empty"):

@@ -97,7 +97,8 @@ def _read(path: Path, where: str) -> bytes:
     try:
         return read_regular(path, MAX_IMAGE)
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
+        reason = error.strerror or type(error).__name__
+        reason = reason[0].lower() + reason[1:]
         raise ImageError(f"The image {where} cannot be read ({reason}): check the path.") from None
 
 

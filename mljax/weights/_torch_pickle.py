@@ -134,7 +134,7 @@ class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssu
         super().__init__(file, encoding="latin1")
         self._storage, self._steps = storage, 0
         self._known = _table(self.spend)
-        self.dispatch = _Counted(super().dispatch, self.spend)
+        self.dispatch = _Counted(super().dispatch, self.spend)  # pyright: ignore[reportAttributeAccessIssue]
 
     def spend(self, steps: int) -> None:
         """Count what the pickle does.

@@ -23,6 +23,7 @@ from mljax.experiment import Experiment
 from mljax.interrupt import Stop, interruptible
 from mljax.optim.groups import all_groups, frozen_paths, without_label_tables
 from mljax.pipeline import feature_cache, loader
+from mljax.pipeline.failures import Failures
 from mljax.rundir import progress
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.types import Config, TrainState
@@ -242,7 +243,7 @@ class Stage:
             size = self.config.eval.batch_size
             options = {"key": key, "limit_gb": cache.limit_gb, "progress": show, "batch_size": size}
             looks = tuple(feature_cache.view(v) for v in cache.train_views)
-            failures = loader.Failures(len(self.train))
+            failures = Failures(len(self.train))
             maps = feature_cache.endpoints(self.train, looks, encode, failures=failures, **options)
             self.cached_eval = feature_cache.endpoints(self.eval, self.experiment.eval_views, encode, **options)
         self.cached = feature_cache.CachedBatches(
@@ -251,7 +252,7 @@ class Stage:
             self.config.optim.batch_size,
             self.config.seed + self.index,
             self.config.input.views,
-            failures.rows,
+            failures.bad,
         )
 
     def _batches(self, start: int) -> Any:

@@ -14,6 +14,7 @@ from PIL import Image
 from mljax.data.source import Files, Source
 from mljax.errors import UserError
 from mljax.pipeline import loader, transforms
+from mljax.pipeline.failures import Failures
 
 COUNT, BATCH, STEPS = 21, 6, 8  # more than two epochs, none of them a whole number of batches
 
@@ -109,12 +110,39 @@ def test_the_limit_of_unreadable_images_is_that_of_the_run(source, tmp_path, mon
 
 
 def test_workers_tell_each_other(tmp_path):
-    one = loader.Failures(100, shared=tmp_path / "names")
-    other = dataclasses.replace(one, found={})
-    one.add("a\n1.jpg", "cut short")
-    other.add("a\n1.jpg", "cut short")
-    with pytest.raises(UserError, match=r"2 of 100 .*: a\n1.jpg, b.jpg. Mend"):
-        other.add("b.jpg", "cut short")
+    one = Failures(100, shared=tmp_path / "names")
+    other = dataclasses.replace(one, bad={})
+    one.add(4, "a\n1.jpg", "cut short")
+    other.add(4, "a\n1.jpg", "cut short")
+    with pytest.raises(UserError, match=r"2 of 100 .*: a\\n1.jpg, b.jpg. Repair"):
+        other.add(7, "b.jpg", "cut short")
+    one.collect()
+    assert one.bad == other.bad
+
+
+def test_the_list_of_bad_images_goes_on_with_the_run(tmp_path, caplog):
+    """Written, read by the resumed run, and counted there; nobody's name tears a line or reaches the terminal raw."""
+    path = tmp_path / "bad_images.txt"
+    Failures(300).write(path)
+    assert not path.exists()  # all can be read
+    first = Failures(300)
+    first.add(9, "b\t\x1b[31m.jpg", "not\na picture")
+    first.add(2, "a.jpg", "cut short")
+    first.write(path)
+    assert path.read_text().splitlines() == [
+        "row\timage\treason", "2\ta.jpg\tcut short", r"9" "\t" r"b\t\x1b[31m.jpg" "\t" r"not\na picture"
+    ]  # fmt: skip
+    resumed = Failures(300)
+    resumed.read(path)
+    assert set(resumed.bad) == {2, 9} and len(caplog.records) == 2 and "\x1b" not in caplog.text
+    resumed.add(2, "a.jpg", "cut short")
+    resumed.add(5, "c.jpg", "cut short")
+    assert len(caplog.records) == 3
+    with pytest.raises(UserError, match="4 of 300 training images cannot be read"):
+        resumed.add(6, "d.jpg", "cut short")
+    path.write_text("something else\nagain\n")
+    with pytest.raises(UserError, match="is not a list of unreadable images"):
+        Failures(3).read(path)
 
 
 class Counted:

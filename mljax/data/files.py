@@ -30,6 +30,8 @@ def data_folder(root: str | os.PathLike | None) -> Path:
     given = root if root not in (None, "") else os.environ.get("MLJAX_DATA")
     if not given:
         raise Absent("No data folder is given: set 'root' in the data section or the environment variable MLJAX_DATA.")
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
+        raise UserError(f"The data folder {given!r} is not a path; set 'root' to one.")
     folder = Path(given).expanduser()
     if not folder.is_dir():
         origin = "'root'" if root not in (None, "") else "The environment variable MLJAX_DATA"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mljax.errors import UserError
 from mljax.untrusted import MAX_IMAGE, read_regular
 
 
@@ -77,6 +78,29 @@ class Source:
             indices=indices if self.indices is None else self.indices[indices],
             instances=None if self.instances is None else Picked(self.instances, indices),
         )
+
+
+def checked(source: Source) -> Source:
+    """The same source, whose labels are what the rest relies on.
+
+    Raises:
+      UserError: labels of a shape other than (N l), whole numbers other than 0 and 1, or soft labels outside [0, 1];
+        the sentence has the first row.
+    """
+    shape = (len(source.ids), len(source.classes))
+    for kind in ("labels", "observed", "scored"):
+        array = np.asarray(getattr(source, kind))
+        if array.shape != shape:
+            raise UserError(f"{source.name} has {kind} of shape {array.shape}; expected {shape}, images and classes.")
+        soft = array.dtype.kind == "f"
+        if not array.size or array.dtype.kind == "b" or (array.min() >= 0 and array.max() <= 1):  # NaN is neither
+            continue
+        row, column = np.argwhere(~((array >= 0) & (array <= 1)))[0]
+        raise UserError(
+            f"{source.name} has {kind} {array[row, column]} for {source.classes[column]!r} in row {row}"
+            f" ({str(source.ids[row])!r}); expected {'0 to 1' if soft else '0 or 1'}."
+        )
+    return source
 
 
 @dataclasses.dataclass(frozen=True)

@@ -451,7 +451,7 @@ def test_one_class_and_images_that_cannot_be_read(tmp_path, capsys, caplog):
     damage(tmp_path / "own" / "105.png")
     with pytest.raises(UserError, match=r"image 105.png is truncated.*own/labels.csv val is evaluated"):
         train.fit(own(tmp_path / "own"), tmp_path / "run")
-    assert [r.getMessage()[:44] for r in caplog.records] == ["skipped unreadable image 1: The image 7.png "]
+    assert [r.getMessage()[:45] for r in caplog.records] == ["unreadable image 1, left out: The image 7.png"]
     assert saved(tmp_path / "run") == [6]  # the epoch before it is kept
     (tmp_path / "own" / "105.png").write_bytes(whole)
     report = train.fit(own(tmp_path / "own"), tmp_path / "run")

@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -181,3 +185,61 @@ def test_what_an_import_does_not_import():
     program = f"import sys, mljax.train, mljax.predict; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def children():
+    return [p for p in multiprocessing.active_children() if p.name.startswith("grain-process-prefetch")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "says"), [(signal.SIGSTOP, "was stopped for 4 s"), (signal.SIGKILL, "exit code -9")]
+)
+def test_a_worker_that_is_stopped_or_killed_is_an_error(source, number, says):
+    batches = loader.train_batches(
+        source, transforms.train(24), batch_size=4, seed=3, start=0, steps=10_000, workers=2, threads=1
+    )
+    with contextlib.closing(batches):
+        next(batches)
+        os.kill(children()[0].pid, number)
+        began = time.monotonic()
+        with pytest.raises(UserError, match=says):
+            for _ in range(10_000):
+                next(batches)
+        assert time.monotonic() - began < 10
+
+
+TRAINER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import multiprocessing
+from mljax.data.splits import load
+from mljax.pipeline import loader, transforms
+if __name__ == "__main__":
+    source = load({"name": "scenes", "train_images": 50}, "train")
+    batches = loader.train_batches(
+        source, transforms.train(24), batch_size=4, seed=3, start=0, steps=1000, workers=2, threads=1)
+    next(batches)
+    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_no_workers(tmp_path):
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, tmp_path / "trainer.py", root], capture_output=True, text=True, timeout=120)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == -9 and len(pids) == 2, done.stderr
+    until = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

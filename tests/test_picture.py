@@ -218,6 +218,6 @@ def test_a_photo_cut_short_is_masked_in_training_and_an_error_in_evaluation(sour
     transform = transforms.train(24)
     batches = loader.train_batches(source, transform, batch_size=10, seed=0, start=0, steps=4, threads=0)
     assert all(((batch["index"] != 4) == batch["mask"]).all() for batch in batches)
-    assert "skipped unreadable image 1" in caplog.text
+    assert "unreadable image 1, left out" in caplog.text
     with pytest.raises(UserError, match="is evaluated, and must be complete"):
         list(loader.eval_batches(source, transforms.evaluate(24), batch_size=10, threads=0))

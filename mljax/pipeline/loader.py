@@ -7,9 +7,7 @@ batches. Who decodes and who resizes is in `mljax.pipeline.picture`.
 import collections
 import dataclasses
 import os
-import signal
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 from mljax.data.source import Source
 from mljax.errors import UserError
 from mljax.interrupt import Stop
+from mljax.pipeline import processes
 from mljax.pipeline.failures import Failures
 from mljax.pipeline.images import ImageError, decode
 from mljax.pipeline.picture import Picture
@@ -188,47 +187,6 @@ class Ahead:
         self.batches.close()
 
 
-def ignore_interrupt(worker: int, workers: int) -> None:
-    """The first thing that a worker process does."""
-    del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class Shielded:
-    """An iterator of worker processes that Ctrl-C does not reach, which the terminal sends to them as to their parent.
-
-    Processes inherit which signals are held back, and grain starts most of them with the first elements that are asked
-    for; `ignore_interrupt` is for the others.
-
-    Args:
-      failures: what they tell in its shared file is collected when the iterator is closed, and the file removed.
-    """
-
-    def __init__(self, iterator: Any, workers: int, failures: Failures | None = None):
-        self.iterator, self.left, self.failures = iterator, workers + 1, failures
-        shared = failures.shared if failures else None
-        self._remove = weakref.finalize(self, shared.unlink, missing_ok=True) if shared else lambda: None
-
-    def __iter__(self) -> "Shielded":
-        return self
-
-    def __next__(self) -> Any:
-        if not self.left or not hasattr(signal, "pthread_sigmask"):
-            return next(self.iterator)
-        self.left -= 1
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return next(self.iterator)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def close(self) -> None:
-        self.iterator.close()
-        if self.failures is not None:
-            self.failures.collect()
-        self._remove()
-
-
 def _iterate(data: Any, threads: int, workers: int, batch_size: int, failures: Failures | None = None) -> Iterator[Any]:
     """Batches of a grain MapDataset, which is imported where it is used: it takes 0.1 s."""
     import grain
@@ -244,6 +202,6 @@ def _iterate(data: Any, threads: int, workers: int, batch_size: int, failures: F
         if not flags.FLAGS.is_parsed():  # grain's workers refuse to start otherwise (notebooks, tests)
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers)
-        iterator = iterator.mp_prefetch(options, worker_init_fn=ignore_interrupt)
-        return Shielded(iter(iterator), workers, failures)
+        iterator = iterator.mp_prefetch(options, worker_init_fn=processes.start)
+        return processes.Shielded(iter(iterator), workers, failures)
     return iter(iterator)

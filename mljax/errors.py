@@ -2,11 +2,27 @@
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Printed as one line, without a traceback, by every command of mljax."""
+    """Printed as one line, without a traceback, by every command of mljax; control characters are escaped."""
+
+    def __init__(self, message: str = ""):
+        super().__init__("\n".join(map(printable, str(message).split("\n"))))
+
+
+def printable(text: str) -> str:
+    """A name for a terminal or a table: control characters, line ends and invisible marks are escaped as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _UNSEEN else c for c in text
+    )  # a lone surrogate, of a file name that is not UTF-8, is among them
+
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 class OutOfMemory(UserError):

@@ -28,6 +28,7 @@ from mljax.config.stages import stage_configs
 from mljax.data import source
 from mljax.errors import UserError
 from mljax.pipeline import feature_cache, loader
+from mljax.pipeline.failures import Failures
 from mljax.rundir import progress
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Meter, Writer
@@ -452,7 +453,7 @@ def test_one_class_and_images_that_cannot_be_read(tmp_path, capsys, caplog):
     damage(tmp_path / "own" / "105.png")
     with pytest.raises(UserError, match=r"image 105.png is truncated.*own/labels.csv val is evaluated"):
         train.fit(own(tmp_path / "own"), tmp_path / "run")
-    assert [r.getMessage()[:44] for r in caplog.records] == ["skipped unreadable image 1: The image 7.png "]
+    assert [r.getMessage()[:45] for r in caplog.records] == ["unreadable image 1, left out: The image 7.png"]
     assert saved(tmp_path / "run") == [6]  # the epoch before it is kept
     (tmp_path / "own" / "105.png").write_bytes(whole)
     report = train.fit(own(tmp_path / "own"), tmp_path / "run")
@@ -490,8 +491,10 @@ def read_all(found, steps, **options):
 def test_more_than_one_percent_unreadable_stops(tmp_path, caplog):
     batches = read_all(pictures(tmp_path / "few", 200, bad=[3, 150]), 50)
     assert len(batches) == 50 and len(caplog.records) == 2  # 1 %: skipped, each named
-    assert {4, 151} <= {int(i) for batch in batches for i in batch["index"]}
-    assert not {3, 150} & {int(i) for batch in batches for i in batch["index"]}
+    seen = [(int(i), float(mask)) for batch in batches for i, mask in zip(batch["index"], batch["mask"])]
+    assert sorted(seen) == [(i, float(i not in (3, 150))) for i in range(200)]  # no other image in their place
+    bad = [batch["labels"] + batch["observed"] + batch["image"].max((1, 2)) for batch in batches]
+    assert all((one[batch["mask"] == 0] == 0).all() for one, batch in zip(bad, batches))
     with pytest.raises(UserError, match=r"3 of 200 training images cannot be read, more than 1%; the first: .*png"):
         read_all(pictures(tmp_path / "many", 200, bad=[3, 90, 150]), 50)
 
@@ -510,23 +513,24 @@ def test_cached_features_skip_what_training_skips(tmp_path, monkeypatch, caplog)
         return feature_cache.endpoints(which, looks, encode, key="k", batch_size=32, failures=failures)
 
     for _ in range(2):  # computed, then read
-        failures = loader.Failures(100)
+        failures = Failures(100)
         maps = endpoints(found, failures)
-        assert failures.rows == {99} and "99.png" in failures.found and maps["8"]["32"][99] == 0
+        assert list(failures.bad) == [99] and failures.bad[99][0] == "99.png" and maps["8"]["32"][99] == 0
     assert len(calls) == 4 and len(caplog.records) == 2
-    batches = feature_cache.CachedBatches(found, maps, 50, 0, unreadable=failures.rows)
-    chosen = np.concatenate([batches[step]["index"] for step in range(2)])
-    assert sorted(chosen) == [0, *range(99)]  # the next readable one stands in, its labels and features with it
-    step = batches[0]
-    np.testing.assert_array_equal(step["endpoints"]["32"].ravel(), step["index"])
-    np.testing.assert_array_equal(step["labels"].ravel(), step["index"] % 2)
+    batches = feature_cache.CachedBatches(found, maps, 50, 0, unreadable=failures.bad)
+    for step in (batches[0], batches[1]):
+        readable = step["index"] != 99  # which has mask 0 and no labels; no other stands in for it
+        np.testing.assert_array_equal(step["mask"], readable)
+        np.testing.assert_array_equal(step["endpoints"]["32"].ravel(), step["index"] * readable)
+        np.testing.assert_array_equal(step["labels"].ravel(), step["index"] % 2 * readable)
+    assert sorted(np.concatenate([batches[step]["index"] for step in range(2)])) == [*range(100)]
     with pytest.raises(UserError, match=r"99.png is truncated.*must be complete"):
         endpoints(found, None)
     endpoints(found.subset(np.arange(50), "[:50]"), None)  # which does not hold it
     cache = feature_cache.cache_dir() / "features"
     (entry,) = [f for f in cache.iterdir() if (f / "32.npy").is_file()]
     (entry / "32.npy").write_bytes(b"damaged")
-    endpoints(found, loader.Failures(100))
+    endpoints(found, Failures(100))
     assert len(calls) == 8  # computed anew
 
     def full(*_):

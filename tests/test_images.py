@@ -1,6 +1,8 @@
 """Decoding: every mode, every orientation, broken files; overlays and contact sheets."""
 
 import io
+import os
+import socket
 import struct
 import sys
 import threading
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mljax import untrusted
+from mljax.data.files import fingerprint
+from mljax.data.source import Files
 from mljax.errors import UserError
 from mljax.pictures.drawing import contact_sheet, heat_colours, overlay
 from mljax.pipeline.images import MAX_PIXELS, ImageError, decode
@@ -320,7 +325,7 @@ def test_paths(tmp_path):
         np.testing.assert_array_equal(pixels(decode(form)), picture())
     with pytest.raises(ImageError, match=r"missing\.png cannot be read \(no such file"):
         decode(tmp_path / "missing.png")
-    with pytest.raises(ImageError, match="directory"):
+    with pytest.raises(ImageError, match="a folder, not a regular file"):
         decode(str(tmp_path))
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(ImageError, match=r"empty\.jpg is empty"):
@@ -419,3 +424,23 @@ def test_contact_sheet():
     for wrong in (([], []), (images, ["a"])):
         with pytest.raises(UserError, match="caption"):
             contact_sheet(*wrong)
+
+
+def test_special_files_are_errors_at_once(tmp_path):
+    """Neither a decoder nor a data set ever waits for them."""
+    os.mkfifo(tmp_path / "fifo.jpg")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket.jpg"))
+    (tmp_path / "folder.jpg").mkdir()
+    for path, kind in {"fifo": "a FIFO", "socket": "a socket", "folder": "a folder", "zero": "a device"}.items():
+        path = str(tmp_path / f"{path}.jpg") if path != "zero" else "/dev/zero"
+        with pytest.raises(ImageError, match=f"The image {path} cannot be read .{kind}, not a regular file"):
+            decode(path)
+        with pytest.raises(OSError, match=f"{kind}, not a regular file: '{path}'"):
+            Files([path])(0)
+        with pytest.raises(UserError, match=f"The list names images that are not files: '{path}' is {kind}; remove"):
+            fingerprint(["a"], [path], np.zeros((1, 1), np.uint8), where="The list")
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(untrusted.MAX_IMAGE + 1)
+    with pytest.raises(ImageError, match="536,870,913 bytes, at most 536,870,912 are read"):
+        decode(tmp_path / "large.jpg")

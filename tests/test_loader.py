@@ -2,8 +2,12 @@
 
 import contextlib
 import dataclasses
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +18,7 @@ from PIL import Image
 from mljax.data.source import Files, Source
 from mljax.errors import UserError
 from mljax.pipeline import loader, transforms
+from mljax.pipeline.failures import Failures
 
 COUNT, BATCH, STEPS = 21, 6, 8  # more than two epochs, none of them a whole number of batches
 
@@ -109,12 +114,39 @@ def test_the_limit_of_unreadable_images_is_that_of_the_run(source, tmp_path, mon
 
 
 def test_workers_tell_each_other(tmp_path):
-    one = loader.Failures(100, shared=tmp_path / "names")
-    other = dataclasses.replace(one, found={})
-    one.add("a\n1.jpg", "cut short")
-    other.add("a\n1.jpg", "cut short")
-    with pytest.raises(UserError, match=r"2 of 100 .*: a\n1.jpg, b.jpg. Mend"):
-        other.add("b.jpg", "cut short")
+    one = Failures(100, shared=tmp_path / "names")
+    other = dataclasses.replace(one, bad={})
+    one.add(4, "a\n1.jpg", "cut short")
+    other.add(4, "a\n1.jpg", "cut short")
+    with pytest.raises(UserError, match=r"2 of 100 .*: a\\n1.jpg, b.jpg. Repair"):
+        other.add(7, "b.jpg", "cut short")
+    one.collect()
+    assert one.bad == other.bad
+
+
+def test_the_list_of_bad_images_goes_on_with_the_run(tmp_path, caplog):
+    """Written, read by the resumed run, and counted there; nobody's name tears a line or reaches the terminal raw."""
+    path = tmp_path / "bad_images.txt"
+    Failures(300).write(path)
+    assert not path.exists()  # all can be read
+    first = Failures(300)
+    first.add(9, "b\t\x1b[31m.jpg", "not\na picture")
+    first.add(2, "a.jpg", "cut short")
+    first.write(path)
+    assert path.read_text().splitlines() == [
+        "row\timage\treason", "2\ta.jpg\tcut short", r"9" "\t" r"b\t\x1b[31m.jpg" "\t" r"not\na picture"
+    ]  # fmt: skip
+    resumed = Failures(300)
+    resumed.read(path)
+    assert set(resumed.bad) == {2, 9} and len(caplog.records) == 2 and "\x1b" not in caplog.text
+    resumed.add(2, "a.jpg", "cut short")
+    resumed.add(5, "c.jpg", "cut short")
+    assert len(caplog.records) == 3
+    with pytest.raises(UserError, match="4 of 300 training images cannot be read"):
+        resumed.add(6, "d.jpg", "cut short")
+    path.write_text("something else\nagain\n")
+    with pytest.raises(UserError, match="is not a list of unreadable images"):
+        Failures(3).read(path)
 
 
 class Counted:
@@ -153,3 +185,61 @@ def test_what_an_import_does_not_import():
     program = f"import sys, mljax.train, mljax.predict; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def children():
+    return [p for p in multiprocessing.active_children() if p.name.startswith("grain-process-prefetch")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "says"), [(signal.SIGSTOP, "was stopped for 4 s"), (signal.SIGKILL, "exit code -9")]
+)
+def test_a_worker_that_is_stopped_or_killed_is_an_error(source, number, says):
+    batches = loader.train_batches(
+        source, transforms.train(24), batch_size=4, seed=3, start=0, steps=10_000, workers=2, threads=1
+    )
+    with contextlib.closing(batches):
+        next(batches)
+        os.kill(children()[0].pid, number)
+        began = time.monotonic()
+        with pytest.raises(UserError, match=says):
+            for _ in range(10_000):
+                next(batches)
+        assert time.monotonic() - began < 10
+
+
+TRAINER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import multiprocessing
+from mljax.data.splits import load
+from mljax.pipeline import loader, transforms
+if __name__ == "__main__":
+    source = load({"name": "scenes", "train_images": 50}, "train")
+    batches = loader.train_batches(
+        source, transforms.train(24), batch_size=4, seed=3, start=0, steps=1000, workers=2, threads=1)
+    next(batches)
+    print(*[p.pid for p in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_trainer_leaves_no_workers(tmp_path):
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, tmp_path / "trainer.py", root], capture_output=True, text=True, timeout=120)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == -9 and len(pids) == 2, done.stderr
+    until = time.monotonic() + 10
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -211,13 +211,13 @@ def test_batches_depend_on_seed_and_step_alone(source, resize):
     assert (whole[0]["views"][:, 0] == whole[0]["image"]).all() and (whole[0]["image"] != whole[1]["image"]).any()
 
 
-def test_a_photo_cut_short_is_replaced_in_training_and_told_in_evaluation(source, caplog):
+def test_a_photo_cut_short_is_masked_in_training_and_an_error_in_evaluation(source, caplog):
     path = source.read.paths[4]
     with open(path, "r+b") as file:
         file.truncate(300)
     transform = transforms.train(24)
     batches = loader.train_batches(source, transform, batch_size=10, seed=0, start=0, steps=4, threads=0)
-    assert all(np.isin(batch["index"], np.delete(np.arange(20), 4)).all() for batch in batches)
-    assert "skipped unreadable image 1" in caplog.text
+    assert all(((batch["index"] != 4) == batch["mask"]).all() for batch in batches)
+    assert "unreadable image 1, left out" in caplog.text
     with pytest.raises(UserError, match="is evaluated, and must be complete"):
         list(loader.eval_batches(source, transforms.evaluate(24), batch_size=10, threads=0))

@@ -5,6 +5,8 @@ import hashlib
 import http.client
 import http.server
 import io
+import os
+import struct
 import tarfile
 import threading
 import zipfile
@@ -14,7 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from mljax.data import prepare as preparing
-from mljax.data.prepare import Archive, prepare, unpack
+from mljax.data.prepare import Archive, prepare
+from mljax.data.unpack import unpack
 from mljax.errors import UserError
 
 VOC = "VOCdevkit/VOC2007"
@@ -28,7 +31,7 @@ def tarred(path: Path, *members: tarfile.TarInfo) -> bytes:
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
         for info in members:
-            archive.addfile(info, io.BytesIO(b"evil"))
+            archive.addfile(info, io.BytesIO(b"evil") if info.size == 4 else None)
     return path.read_bytes()
 
 
@@ -181,8 +184,56 @@ EVIL = {
     "back-slashes": (plain("..\\evil"), "leads out of the folder"),
     "symlink": (link("VOCdevkit/out", "../..", tarfile.SYMTYPE), "is a link"),
     "hard link": (link("VOCdevkit/out", "/etc/passwd", tarfile.LNKTYPE), "is a link"),
-    "device": (link("VOCdevkit/out", "", tarfile.CHRTYPE), "is no plain file"),
+    "device": (link("VOCdevkit/out", "", tarfile.CHRTYPE), "is not a plain file"),
+    "fifo": (link("VOCdevkit/out", "", tarfile.FIFOTYPE), "is not a plain file"),
+    "sparse": (link("VOCdevkit/out", "", tarfile.GNUTYPE_SPARSE), "is not a plain file|damaged"),
+    "the folder itself": (plain("."), "leads out of the folder"),
+    "the folder itself, again": (plain("./"), "leads out of the folder"),
+    "empty": (plain(""), "leads out of the folder|damaged"),
+    "below a file": (plain(f"{VOC}/ImageSets/Main/test.txt/x"), "a file and a folder of one name"),
+    "huge": (plain("huge"), "unpacks to .* bytes or more, at most"),
+    "negative": (plain("negative"), "unpacks to .* bytes or more, at most|damaged"),
 }
+EVIL["huge"][0].size, EVIL["negative"][0].size = 1 << 40, -1024
+
+
+def zipped(path: Path, name: str, mode: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        info = zipfile.ZipInfo(name)
+        info.external_attr = mode << 16
+        archive.writestr(info, b"evil")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        (".", 0, "leads out"), ("./", 0o100644, ""), ("..", 0, "leads out"), ("a/../../b", 0, "leads out"),
+        ("/x", 0, "leads out"), ("C:\\x", 0, "leads out"), ("x", 0o120777, "is a link"), ("x", 0o010644, "plain file"),
+        ("x", 0o020644, "plain file"), ("x", 0o060644, "plain file"), ("x", 0o140644, "plain file"),
+    ],
+)  # fmt: skip
+def test_members_of_a_zip_that_lead_out(tmp_path, name, mode, message):
+    path = zipped(tmp_path / "x.zip", name, mode)
+    if message:
+        with pytest.raises(UserError, match=message):
+            unpack(path, tmp_path / "in" / "data")
+    else:
+        assert unpack(path, tmp_path / "in" / "data") == 0  # a folder
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.zip"]
+
+
+def test_a_zip_bomb_is_refused(tmp_path):
+    path = zipped(tmp_path / "x.zip", "a")
+    whole = bytearray(path.read_bytes())
+    struct.pack_into("<I", whole, whole.rfind(b"PK\1\2") + 24, 3 << 30)
+    path.write_bytes(whole)
+    with pytest.raises(UserError, match="unpack to 3,221,225,472 bytes"):
+        unpack(path, tmp_path / "data")
+    os.mkfifo(tmp_path / "fifo.tar")
+    with pytest.raises(OSError, match="a FIFO, not a regular file"):
+        unpack(tmp_path / "fifo.tar", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.mark.parametrize("what", EVIL)

@@ -1,9 +1,11 @@
 """Weight files, good, damaged and hostile: written by hand, by numpy and by safetensors; nothing here needs torch."""
 
 import json
+import os
 import pickle
 import resource
 import struct
+import time
 import zipfile
 
 import ml_dtypes
@@ -308,3 +310,106 @@ def test_file_limit_of_the_system_leaves_nothing(tmp_path, suffix):
 def test_write_needs_a_known_suffix(tmp_path):
     with pytest.raises(UserError, match=r"safetensors or \.npz"):
         files.write(tmp_path / "x.pth", SMALL, {})
+
+
+# --- bombs -----------------------------------------------------------------------------------------------------------
+
+COPIES = b"\x80\x02}q\x00(" + b"".join(b"K" + bytes([i]) + b"K\x00" for i in range(256)) + b"u0"
+BOMBS = {
+    "memo": b"\x80\x02]r\xff\xff\xff\x0f.",  # entry 2^28 - 1 of the memo: 4 GB where the memo is an array
+    "bytearray": b"\x80\x05\x96" + struct.pack("<Q", 3 << 30) + b"x.",
+    "bytes": b"\x80\x04\x8e" + struct.pack("<Q", 3 << 30) + b"x.",
+    "text": b"\x80\x04\x8d" + struct.pack("<Q", 3 << 30) + b"x.",
+    "frame": b"\x80\x04\x95" + struct.pack("<Q", 3 << 30) + b"x.",
+    "long": b"\x80\x02\x8b" + struct.pack("<i", 1 << 30) + b"x.",
+    "lists": b"\x80\x02" + b"]" * (1 << 20) + b".",
+    "dicts": b"\x80\x02" + b"}" * (1 << 20) + b".",
+    "doubled": b"\x80\x02](" + b"K\x01" * 9 + b"e" + b"2" * (1 << 20) + b".",
+    "copies": COPIES + b"ccollections\nOrderedDict\nh\x00\x85R" * 40_000 + b".",
+    "hashes": b"\x80\x02}(" + b"".join(
+        b"\x8a\x0c" + (i * (2**61 - 1)).to_bytes(12, "little") + b"K\x00" for i in range(20, 50_000)
+    ) + b"u.",
+    "dimensions": b"\x80\x02ctorch._utils\n_rebuild_tensor\n(K\x00K\x00(" + b"K\x01" * 500 + b"tq\x00h\x00tR.",
+}  # fmt: skip
+
+
+@pytest.fixture
+def bounded():
+    """What a refusal may take: 2 s for each of two files, and 256 MB."""
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert time.process_time() - began < 4
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 256 << 10  # KB
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pickles_that_ask_for_much(tmp_path, bounded, name):
+    (tmp_path / "x.bin").write_bytes(BOMBS[name])
+    with zipfile.ZipFile(tmp_path / "x.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", BOMBS[name])
+    for path in (tmp_path / "x.bin", tmp_path / "x.pth"):
+        with pytest.raises(UserError) as error:
+            read(path)
+        assert str(path) in one_sentence(error)
+
+
+def test_tensors_that_repeat_their_storage(tmp_path, bounded):
+    """Each is below the limit of one tensor; together they are not."""
+    storage = Storage("0", np.zeros(8, np.float32))
+    tree = {f"x{i}": Tensor(storage, 0, (1 << 24,), (0,)) for i in range(6)}
+    with pytest.raises(UserError, match="tensors have 402,653,184 bytes, at most"):
+        read(torch_zip(tmp_path / "x.pth", tree))
+
+
+def test_a_zip_bomb_of_weights(tmp_path, bounded):
+    for name in ("x.npz", "x.pth"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.writestr("a.npy" if name == "x.npz" else "archive/data/0", bytes(1 << 20))
+        whole = bytearray((tmp_path / name).read_bytes())
+        struct.pack_into("<I", whole, whole.rfind(b"PK\1\2") + 24, 3 << 30)
+        (tmp_path / name).write_bytes(whole)
+        with pytest.raises(UserError, match="unpack to 3,221,225,472 bytes"):
+            read(tmp_path / name)
+
+
+def safetensors_by_hand(path, header, count=16, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + bytes(count))
+    return path
+
+
+def entry(begin, stop, shape=None, dtype="F32"):
+    return {"dtype": dtype, "shape": [(stop - begin) // 4] if shape is None else shape, "data_offsets": [begin, stop]}
+
+
+@pytest.mark.parametrize(
+    ("header", "says"),
+    [
+        ({"a": entry(0, 8), "b": entry(4, 16)}, "'b' begins at 4, where 8 is the end"),
+        ({"a": entry(0, 16), "b": entry(0, 16)}, "begins at 0, where 16 is the end"),
+        ({"a": entry(0, 4), "b": entry(8, 16)}, "'b' begins at 8, where 4 is the end"),
+        ({"a": entry(4, 16)}, "'a' begins at 4, where 0 is the end"),
+        ({"a": entry(0, 12)}, "16 bytes of arrays, and 12 are announced"),
+        ({"a": entry(0, 16, [-2, -2])}, "shape"),
+        ({"a": entry(0, 16, [4.0])}, "shape"),
+        ({"a": entry(0, 16, [True] * 2 + [4])}, "shape"),
+        ({"a": entry(0, 16, [1] * 200 + [4])}, "shape"),
+        ({"a": entry(0, 1 << 40, [1 << 38])}, "is the end of|announced"),
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
+         "a name twice"),
+        (b'{"a":' + b"[" * 100_000, "corrupt"),
+        (b'{"a":[' + b"[]," * (4 << 20) + b"[]]}", "the header has .* bytes, at most"),
+    ],
+)  # fmt: skip
+def test_safetensors_whose_places_do_not_agree(tmp_path, bounded, header, says):
+    path = safetensors_by_hand(tmp_path / "x.safetensors", header)
+    with pytest.raises(UserError, match=says) as error:
+        read(path)
+    assert str(path) in one_sentence(error)
+
+
+def test_special_files_are_refused_at_once(tmp_path, bounded):
+    os.mkfifo(tmp_path / "fifo.pth")
+    for path, kind in ((tmp_path / "fifo.pth", "a FIFO"), ("/dev/zero", "a device"), (tmp_path, "a folder")):
+        with pytest.raises(UserError, match=f"cannot be read .{kind}, not a regular file"):
+            read(path)

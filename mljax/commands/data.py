@@ -5,6 +5,7 @@ python -m mljax.data show configs/cmsg.py:voc2007 --out=samples.png
 python -m mljax.data pack configs/cmsg.py:voc2007 packed/voc2007 --short-side=512
 python -m mljax.data observe configs/role.py:voc2012 --out=masks.npz
 python -m mljax.data prepare voc2007 --root=data
+python -m mljax.data check configs/own.py [--write]
 """
 
 import dataclasses
@@ -21,7 +22,8 @@ from mljax.build import find, keywords, settings
 from mljax.config.command import Parser, guarded
 from mljax.config.overrides import override
 from mljax.config.reading import read_config
-from mljax.data import masks, prepare, stats, unseen
+from mljax.data import digests, masks, prepare, stats, unseen
+from mljax.data.files import data_folder
 from mljax.data.source import Source
 from mljax.data.splits import load
 from mljax.errors import UserError, nearest
@@ -29,7 +31,7 @@ from mljax.pictures import samples
 from mljax.pipeline import transforms
 from mljax.pipeline.pack import pack
 
-COMMANDS = ("stats", "show", "pack", "observe", "prepare")
+COMMANDS = ("stats", "show", "pack", "observe", "prepare", "check")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,13 +41,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("place", nargs="?", help="of pack: the folder to pack into")
     parser.add_argument("--content", action="store_true", help="stats: compare splits by the bytes of their images too")
     parser.add_argument("--split", help="show, pack: of which split (pack: of these, joined by commas)")
-    parser.add_argument("--out", help="show: the picture that is written (samples.png); observe: the .npz (masks.npz)")
+    parser.add_argument(
+        "--out",
+        help="show: the picture that is written (samples.png); observe: the .npz (masks.npz); check: the digests",
+    )
     parser.add_argument("--count", type=int, default=6, help="show: photos")
     parser.add_argument("--views", type=int, default=4, help="show: different augmented ones of each, at most")
     parser.add_argument("--seed", type=int, default=0, help="show: of the choice")
     parser.add_argument("--short-side", type=int, help="pack: make larger images smaller; else bytes are kept")
     parser.add_argument("--quality", type=int, default=95, help="pack: of JPEG, where images are made smaller")
     parser.add_argument("--root", help="prepare: the folder that becomes MLJAX_DATA")
+    parser.add_argument("--write", action="store_true", help="check: write a digest of every image, to check later")
     args, overrides = parser.parse_overrides(argv)
     if args.command not in COMMANDS:
         raise UserError(f"There is no command {args.command!r}{nearest(args.command, COMMANDS)}.")
@@ -56,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     config = read_config(args.what)
     for key, value in overrides:
         override(config, key, value)
-    return {"stats": _stats, "show": _show, "pack": _pack, "observe": _observe}[args.command](config, args)
+    commands = {"stats": _stats, "show": _show, "pack": _pack, "observe": _observe, "check": _check}
+    return commands[args.command](config, args)
 
 
 def _source(config: Any, split: str, *, training: bool) -> Source:
@@ -92,6 +99,20 @@ def _stats(config: Any, args: Any) -> int:
     print(f"read in {time.perf_counter() - began:.1f} s")
     if wrong:
         raise UserError(" ".join(wrong))
+    return 0
+
+
+def _check(config: Any, args: Any) -> int:
+    """Compare every image with the digest that was written of it, or write digests."""
+    sources = [_source(config, split, training=kind == "train") for kind, split in _splits(config)]
+    path = Path(args.out) if args.out else data_folder(config.data.get("root")) / digests.NAME
+    if args.write:
+        digests.write(path, sources)
+        print(f"{path}: digests of {sum(map(len, sources)):,} images")
+        return 0
+    if wrong := digests.check(path, sources):
+        raise UserError(" ".join(wrong))
+    print(f"all {sum(map(len, sources)):,} images are as they were when {path} was written")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.errors import UserError, nearest
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -29,6 +30,8 @@ def data_folder(root: str | os.PathLike | None) -> Path:
     given = root if root not in (None, "") else os.environ.get("MLJAX_DATA")
     if not given:
         raise Absent("No data folder is given: set 'root' in the data section or the environment variable MLJAX_DATA.")
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
+        raise UserError(f"The data folder {given!r} is not a path; set 'root' to one.")
     folder = Path(given).expanduser()
     if not folder.is_dir():
         origin = "'root'" if root not in (None, "") else "The environment variable MLJAX_DATA"
@@ -36,9 +39,9 @@ def data_folder(root: str | os.PathLike | None) -> Path:
     return folder
 
 
-def some(names: Iterable[object], limit: int = 3) -> str:
+def some(names: Iterable[object], limit: int = 3, *, quote: bool = True) -> str:
     """'a', 'b', 'c' and 5 more."""
-    listed = [repr(str(name)) for name in names]
+    listed = [repr(str(name)) if quote else str(name) for name in names]
     more = len(listed) - limit
     return ", ".join(listed[:limit]) + (f" and {more} more" if more > 0 else "")
 
@@ -57,15 +60,17 @@ def fingerprint(
     Returns:
       32 hexadecimal digits. Copying files without keeping their times changes it.
     Raises:
-      UserError: images are absent; the sentence has their number and the first of them.
+      UserError: images are absent, or FIFOs, sockets, devices or folders; the sentence has the first of them.
     """
-    numbers, absent, stat = array("q"), [], os.stat
+    numbers, absent, special, stat = array("q"), [], [], os.stat
     for path in paths:  # of millions: every name that is looked up counts
         try:
             status = stat(path)
         except OSError:
             absent.append(path)
         else:
+            if status.st_mode & 0o170000 != 0o100000:
+                special.append(f"{str(path)!r} is {untrusted.kind(status.st_mode)}")
             numbers.append(status.st_size)
             numbers.append(status.st_mtime_ns)
     if absent:
@@ -74,6 +79,8 @@ def fingerprint(
             f"{where} names {len(paths)} images, of which {len(absent)} are not there, first {shown}"
             f": {hint or 'add them or take them off the list'}."
         )
+    if special:
+        raise UserError(f"{where} names images that are not files: {some(special, quote=False)}; remove them.")
     stats = np.array(numbers, np.int64).reshape(-1, 2)
     digest = hashlib.sha256("\n".join(ids).encode())
     for part in (stats, labels):

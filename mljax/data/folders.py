@@ -15,6 +15,7 @@ from mljax.data.files import IMAGES, data_folder, drawn, fingerprint, some
 from mljax.data.labels import spelled_twice
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
+from mljax.untrusted import read_regular
 
 
 def folders(
@@ -162,9 +163,9 @@ def _same_content(one: Path, other: Path) -> bool:
     try:
         if os.path.samefile(one, other):
             return True
-        return one.stat().st_size == other.stat().st_size and one.read_bytes() == other.read_bytes()
+        return one.stat().st_size == other.stat().st_size and read_regular(one) == read_regular(other)
     except OSError:
-        return False  # a broken link, which the fingerprint reports by name
+        return False  # a broken link or a special file, which the fingerprint reports by name
 
 
 NAMES = {"folders": folders}

@@ -1,7 +1,6 @@
 """Observed labels as a file: what was drawn once, or annotated elsewhere, and for which images and classes."""
 
 import hashlib
-import io
 import json
 import zipfile
 import zlib
@@ -12,6 +11,7 @@ import numpy as np
 from mljax.cache import atomic_write
 from mljax.data.source import Source
 from mljax.errors import UserError
+from mljax.untrusted import SPARE, read_npz
 
 FORMAT = 1
 
@@ -64,11 +64,10 @@ def read(path: str | Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
         each other or the data set.
     """
     if not path:
-        raise UserError("config.observe.name='file' needs config.observe.path, an .npz written by mljax.data.observe.")
+        raise UserError("config.observe.name='file' needs config.observe.path, an .npz file of `mljax.data observe`.")
     path = Path(path).expanduser()
     try:
-        with np.load(io.BytesIO(path.read_bytes())) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
+        arrays = read_npz(path, limit=16 * source.labels.size + SPARE)
     except OSError as error:
         raise UserError(f"The masks {str(path)!r} cannot be read ({error.strerror or error}).") from None
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
@@ -76,9 +75,9 @@ def read(path: str | Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
             f"The masks {str(path)!r} are not a complete .npz file of `mljax.data observe`; write them again."
         ) from None
     for name in ("observed", "fingerprint"):
-        if name not in found:
-            raise UserError(f"The masks {str(path)!r} have no array {name!r}; write them with mljax.data.observe.")
-    observed, labels = found["observed"], found.get("labels", source.labels)
+        if name not in arrays:
+            raise UserError(f"The masks {str(path)!r} have no array {name!r}; write them with `mljax.data observe`.")
+    observed, labels = arrays["observed"], arrays.get("labels", source.labels)
     for name, array in (("observed", observed), ("labels", labels)):
         if array.shape != source.labels.shape:
             raise UserError(
@@ -87,14 +86,14 @@ def read(path: str | Path, source: Source) -> tuple[np.ndarray, np.ndarray]:
             )
         if not np.isin(array, (0, 1)).all():
             raise UserError(f"The masks {str(path)!r} have values other than 0 and 1 in {name}.")
-    if str(found["fingerprint"]) != identity(source):
+    if str(arrays["fingerprint"]) != identity(source):
         raise UserError(
-            f"The masks {str(path)!r} are of {str(found.get('name', 'another data set'))!r}, whose images or classes"
+            f"The masks {str(path)!r} are of {str(arrays.get('name', 'another data set'))!r}, whose images or classes"
             f" are not those of {source.name}; write masks for this one."
         )
     labels, observed = labels.astype(np.uint8), observed.astype(np.uint8)
-    noisy = bool(found.get("noisy", False))
-    _agree(path, source, labels if "labels" in found else labels * observed, observed, noisy)
+    noisy = bool(arrays.get("noisy", False))
+    _agree(path, source, labels if "labels" in arrays else labels * observed, observed, noisy)
     return labels, observed
 
 

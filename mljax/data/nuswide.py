@@ -20,6 +20,7 @@ import numpy as np
 from mljax.data.files import Absent, check_once, data_folder, fingerprint, rows_present, some, text_lines
 from mljax.data.source import Files, Source
 from mljax.errors import UserError, nearest
+from mljax.untrusted import read_npy
 
 CLASSES = (
     *("airport", "animal", "beach", "bear", "birds", "boats", "book", "bridge", "buildings", "cars", "castle", "cat"),
@@ -290,7 +291,7 @@ def _spml(folder: Path, split: str) -> Rows:
 def _array(folder: Path, split: str, what: str, of: str) -> tuple[Path, np.ndarray]:
     path = folder / f"formatted_{split}_{what}.npy"
     try:
-        return path, np.load(path, allow_pickle=False)
+        return path, read_npy(path)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"{str(path)!r} cannot be read as an array of {of} ({error}): get the SPML files again."

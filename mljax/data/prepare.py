@@ -12,14 +12,13 @@ import os
 import shlex
 import shutil
 import sys
-import tarfile
 import urllib.error
 import urllib.request
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
+from mljax.data.unpack import unpack
 from mljax.errors import UserError, nearest
 
 
@@ -248,72 +247,6 @@ def _verify(archive: Archive, path: Path, say: Callable[[str], None]) -> None:
             f"{str(path)!r} is not the published file: its sha256 is {digest[:12]}.., not {archive.sha256[:12]}..;"
             " remove it, and run the command again."
         )
-
-
-def unpack(path: Path, folder: Path, say: Callable[[str], None] = lambda text: None) -> int:
-    """Unpack a tar or zip under `folder` -> number of files. Every member is checked before the first is written.
-
-    Raises:
-      UserError: it is damaged, or a member is a link, a device, or lies outside `folder`.
-    """
-    count = 0
-    try:
-        for _ in _members(path, folder, write=False):
-            pass
-        for name in _members(path, folder, write=True):
-            count += 1
-            if count % 5000 == 0:
-                say(f"unpacking {path.name}: {count:,} files, {name}")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zipfile.LargeZipFile) as error:
-        raise UserError(f"The archive {str(path)!r} is cut short or damaged ({error}): get it again.") from None
-    return count
-
-
-def _members(path: Path, folder: Path, *, write: bool) -> Iterator[str]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                link = (info.external_attr >> 28) == 0o12
-                target = _target(path, folder, info.filename, "a link" if link else "")
-                if info.is_dir():
-                    continue
-                if write:
-                    with archive.open(info) as source:
-                        _write(source, target, info.file_size)
-                yield info.filename
-        return
-    with tarfile.open(path) as archive:
-        for info in archive:
-            odd = "" if info.isfile() or info.isdir() else "a link" if info.issym() or info.islnk() else "no plain file"
-            target = _target(path, folder, info.name, odd)
-            if info.isdir():
-                continue
-            source = archive.extractfile(info) if write else None
-            if source is not None:
-                _write(source, target, info.size)
-            yield info.name
-
-
-def _write(source: IO[bytes], target: Path, size: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    with part.open("wb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-    if part.stat().st_size != size:
-        part.unlink()
-        raise EOFError(f"{target.name} ends early")
-    os.replace(part, target)
-
-
-def _target(path: Path, folder: Path, name: str, odd: str) -> Path:
-    """Where a member goes; a UserError if that is not under `folder`, through a link that is there already too."""
-    pure = PurePosixPath(name.replace("\\", "/"))
-    target = folder / pure
-    inside = not pure.is_absolute() and ".." not in pure.parts and ":" not in (pure.parts or ("",))[0]
-    if odd or not inside or not target.resolve().is_relative_to(folder.resolve()):
-        what = f"is {odd}" if odd else "leads out of the folder"
-        raise UserError(f"The archive {str(path)!r} has a member {name!r} that {what}: it is not the published one.")
-    return target
 
 
 def stderr(text: str) -> None:

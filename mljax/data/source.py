@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mljax.errors import UserError
+from mljax.untrusted import MAX_IMAGE, read_regular
 
 
 class Instances(NamedTuple):
@@ -78,6 +80,29 @@ class Source:
         )
 
 
+def checked(source: Source) -> Source:
+    """The same source, whose labels are what the rest relies on.
+
+    Raises:
+      UserError: labels of a shape other than (N l), whole numbers other than 0 and 1, or soft labels outside [0, 1];
+        the sentence has the first row.
+    """
+    shape = (len(source.ids), len(source.classes))
+    for kind in ("labels", "observed", "scored"):
+        array = np.asarray(getattr(source, kind))
+        if array.shape != shape:
+            raise UserError(f"{source.name} has {kind} of shape {array.shape}; expected {shape}, images and classes.")
+        soft = array.dtype.kind == "f"
+        if not array.size or array.dtype.kind == "b" or (array.min() >= 0 and array.max() <= 1):  # NaN is neither
+            continue
+        row, column = np.argwhere(~((array >= 0) & (array <= 1)))[0]
+        raise UserError(
+            f"{source.name} has {kind} {array[row, column]} for {source.classes[column]!r} in row {row}"
+            f" ({str(source.ids[row])!r}); expected {'0 to 1' if soft else '0 or 1'}."
+        )
+    return source
+
+
 @dataclasses.dataclass(frozen=True)
 class Picked:
     """`read` or `instances` of a subset."""
@@ -91,9 +116,9 @@ class Picked:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """`read` of images that are files."""
+    """`read` of images that are files: regular ones, up to a size limit; anything else is an OSError at once."""
 
     paths: Sequence[str]
 
     def __call__(self, index: int) -> bytes:
-        return Path(self.paths[index]).read_bytes()
+        return read_regular(self.paths[index], MAX_IMAGE)

@@ -9,7 +9,7 @@ import numpy as np
 from mljax.build import build
 from mljax.data import prepare, spml
 from mljax.data.files import Absent
-from mljax.data.source import Source
+from mljax.data.source import Source, checked
 from mljax.errors import UserError
 
 
@@ -18,8 +18,10 @@ def load(section: Mapping[str, Any], split: str) -> Source:
     `NAME[spml:train]` and `NAME[spml:val]`, the 80 and 20 % of the single-positive code.
 
     Raises:
-      UserError: no such split, or whatever the reader raises; of data that are not there it says how to get them.
+      UserError: no such split, labels other than 0 and 1, or what the reader raises, with how to get absent data.
     """
+    if not isinstance(split, str):
+        raise UserError(f"The split {split!r} is not a name; expected one such as 'train'.")
     try:
         return _load(section, split)
     except Absent as error:
@@ -28,13 +30,13 @@ def load(section: Mapping[str, Any], split: str) -> Source:
 
 def _load(section: Mapping[str, Any], split: str) -> Source:
     if part := re.fullmatch(r"([^\[\]]+)\[spml:(train|val)\]", split):
-        source = build("data", section, split=part[1])
+        source = checked(build("data", section, split=part[1]))
         return source.subset(spml.split(source.ids, part[2]), f"[spml:{part[2]}]")
     match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d*):(-?\d*)\])?", split)
     if not match:
         raise UserError(f"The split {split!r} is not a name or a slice like 'trainval[:-500]'.")
     name, start, stop = match.groups()
-    source = build("data", section, split=name)
+    source = checked(build("data", section, split=name))
     if start is None:
         return source
     indices = np.arange(len(source))[int(start) if start else None : int(stop) if stop else None]

@@ -9,6 +9,7 @@ import numpy as np
 from mljax.data import _published_counts, label_counts
 from mljax.data.files import some
 from mljax.data.source import Source
+from mljax.errors import printable
 
 
 def describe(sources: Sequence[Source], *, top: int = 5) -> str:
@@ -55,11 +56,11 @@ def _classes(sources: Sequence[Source]) -> list[str]:
     if any(source.classes != classes for source in sources):
         return []
     columns = [positives(source).sum(axis=0) for source in sources]
-    width = max(5, *map(len, classes))
+    width = max(5, *(len(printable(name)) for name in classes))
     cell = max(7, *(len(f"{int(v):,}") for column in columns for v in column))
     head = "images per class: " + ", ".join(source.name for source in sources)
     cells = [
-        f"{name:<{width}}" + "".join(f" {int(column[i]):>{cell},}" for column in columns)
+        f"{printable(name):<{width}}" + "".join(f" {int(column[i]):>{cell},}" for column in columns)
         for i, name in enumerate(classes)
     ]
     across = max(1, 110 // (len(cells[0]) + 3))
@@ -71,7 +72,7 @@ def _pairs(source: Source, top: int) -> list[str]:
     counts = np.triu(label_counts.cooccurrence(source).counts)
     best = np.argsort(-counts, axis=None, kind="stable")[:top]
     shown = [
-        f"{source.classes[i]} + {source.classes[j]} {int(counts[i, j]):,}"
+        f"{printable(source.classes[i])} + {printable(source.classes[j])} {int(counts[i, j]):,}"
         for i, j in zip(*np.unravel_index(best, counts.shape))
         if counts[i, j]
     ]

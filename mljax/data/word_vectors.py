@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mljax.cache import cache_dir
 from mljax.data import glove
 from mljax.data.labels import key
 from mljax.errors import UserError
+from mljax.untrusted import read_npz
 
 UNNAMED = (".npy", ".pth", ".pt")  # endings of files with vectors in the order of the classes
 
@@ -195,9 +197,9 @@ def _vector(name: str, look_up: Callable[[str], np.ndarray | None], synonyms: bo
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     expected = "an .npz with `names` (l) and `vectors` (l e) is expected"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names, vectors = [str(name) for name in file["names"]], np.asarray(file["vectors"], np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+        names, vectors = [str(name) for name in arrays["names"]], np.asarray(arrays["vectors"], np.float32)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{str(path)!r} cannot be read as label vectors ({error}): {expected}.") from error
     if vectors.ndim != 2 or len(vectors) != len(names) or not np.isfinite(vectors).all():
         raise UserError(

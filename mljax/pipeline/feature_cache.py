@@ -25,6 +25,7 @@ from mljax.cache import cache_dir
 from mljax.data.source import Source
 from mljax.errors import UserError
 from mljax.pipeline import loader
+from mljax.pipeline.failures import Failures
 
 CORNERS = {"tl": (0.0, 0.0), "tr": (1.0, 0.0), "bl": (0.0, 1.0), "br": (1.0, 1.0), "c": (0.5, 0.5)}
 
@@ -69,7 +70,7 @@ def endpoints(
     batch_size: int = 32,
     limit_gb: float = 30.0,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
-    failures: loader.Failures | None = None,
+    failures: Failures | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The endpoints of a split for several views, from the cache or computed now.
 
@@ -114,15 +115,14 @@ def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, str]] | None:
     return maps, unreadable
 
 
-def _report(source: Source, unreadable: Mapping[int, str], failures: loader.Failures | None) -> None:
+def _report(source: Source, unreadable: Mapping[int, str], failures: Failures | None) -> None:
     """Hand the unreadable rows of a split, given as rows of what it is a subset of, to who collects them."""
     rows = range(len(source)) if source.indices is None else source.indices
     for row, whole_row in enumerate(rows) if unreadable else ():
         if (why := unreadable.get(int(whole_row))) is not None:
             if failures is None:
                 raise loader.incomplete(why, source)
-            failures.add(str(source.ids[row]), why)
-            failures.rows.add(row)
+            failures.add(row, str(source.ids[row]), why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _compute(
     folder: Path,
     batch_size: int,
     progress: Callable[[str, int, int], None],
-    failures: loader.Failures | None,
+    failures: Failures | None,
 ) -> None:
     """Write one view's endpoints beside their place, then rename: an interrupted run leaves nothing half-written."""
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
@@ -158,15 +158,14 @@ def _compute(
         done = 0
         for batch in loader.eval_batches(source, transform, batch_size=batch_size, failures=failures):
             features = {name: np.array(x, np.float16) for name, x in encode(batch["image"]).items()}
-            count = int(batch["mask"].sum())
-            taken = batch["index"][:count] != np.arange(done, done + count)  # another image stands in for these
+            count = min(len(batch["mask"]), len(source) - done)
+            bad = batch["mask"][:count] == 0
             if failures is not None:
-                rows = (done + np.flatnonzero(taken)).tolist()
-                unreadable |= {row: failures.found[str(source.ids[row])] for row in rows}
+                unreadable |= {row: failures.bad[row][1] for row in (done + np.flatnonzero(bad)).tolist()}
             for name, x in features.items():
                 if name not in maps:
                     maps[name] = _new_map(partial / f"{name}.npy", (len(source), *x.shape[1:]))
-                x[:count][taken] = 0
+                x[:count][bad] = 0
                 maps[name][done : done + count] = x[:count]
             done += count
             progress(f"features of {source.name}, view {transform.text}", done, len(source))
@@ -223,13 +222,9 @@ class CachedBatches:
     batch_size: int
     seed: int
     views: int = 1
-    unreadable: Collection[int] = ()  # rows in whose place the next readable one is taken, as the loader does
+    unreadable: Collection[int] = ()  # rows that batches carry with mask 0, as the loader does
 
     def __post_init__(self) -> None:
-        self.rows = np.arange(len(self.source))
-        for row in self.unreadable:
-            while self.rows[row] in self.unreadable:
-                self.rows[row] = (self.rows[row] + 1) % len(self.rows)
         self.by_size: dict[int, list[str]] = {}
         for text in self.maps:
             self.by_size.setdefault(view(text).size, []).append(text)
@@ -251,8 +246,11 @@ class CachedBatches:
         sizes = sorted(s for s, v in self.by_size.items() if len(v) >= self.views)
         texts = self.by_size[sizes[rng.integers(len(sizes))]]
         picks = np.stack([rng.permutation(len(texts))[: self.views] for _ in chosen])
-        chosen, picks = self.rows[chosen[process::count]], picks[process::count]
+        chosen, picks = chosen[process::count], picks[process::count]
         batch = examples(self.source, chosen)
+        bad = np.isin(chosen, list(self.unreadable))
+        for name in ("labels", "observed", "mask"):
+            batch[name][bad] = 0
         views = [self._gather(texts, chosen, picks[:, v]) for v in range(self.views)]
         batch["endpoints"] = views[0]
         if self.views > 1:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mljax.errors import UserError, nearest
+from mljax.untrusted import MAX_IMAGE, read_regular
 
 # Pixels of the largest picture that is decoded: 8192 x 8192, 256 MB in memory. A larger one, harmless or a
 # decompression bomb, is refused from its header. Below Pillow's own limit, so that this one is what decides.
@@ -94,9 +95,10 @@ def decode(
 
 def _read(path: Path, where: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_IMAGE)
     except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
+        reason = error.strerror or type(error).__name__
+        reason = reason[0].lower() + reason[1:]
         raise ImageError(f"The image {where} cannot be read ({reason}): check the path.") from None
 
 

@@ -6,12 +6,8 @@ batches. Who decodes and who resizes is in `mljax.pipeline.picture`.
 
 import collections
 import dataclasses
-import json
-import logging
 import os
-import signal
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,45 +18,13 @@ import numpy as np
 from mljax.data.source import Source
 from mljax.errors import UserError
 from mljax.interrupt import Stop
+from mljax.pipeline import processes
+from mljax.pipeline.failures import Failures
 from mljax.pipeline.images import ImageError, decode
 from mljax.pipeline.picture import Picture
 
 Transform = Callable[[Any, np.random.Generator], np.ndarray]
-log = logging.getLogger("mljax")
-
-
-@dataclasses.dataclass
-class Failures:
-    """Unreadable training images: each named once, and too many of them end the run.
-
-    Attributes:
-      total, allowed: images, and which share of them may be unreadable.
-      found: name -> why.
-      rows: of cached features.
-      shared: a file in which worker processes tell each other the names, so that the limit is that of the run.
-    """
-
-    total: int
-    allowed: float = 0.01
-    found: dict[str, str] = dataclasses.field(default_factory=dict)
-    rows: set[int] = dataclasses.field(default_factory=set)
-    shared: Path | None = None
-
-    def add(self, name: str, why: str) -> None:
-        if name in self.found:
-            return
-        self.found[name] = why
-        log.warning("skipped unreadable image %d: %s", len(self.found), why)
-        names = list(self.found)
-        if self.shared is not None:
-            with self.shared.open("a") as file:  # one write of a line, which others' do not tear
-                file.write(json.dumps(name) + "\n")
-            names = list(dict.fromkeys(json.loads(line) for line in self.shared.read_text().splitlines()))
-        if len(names) > max(1, self.allowed * self.total):
-            raise UserError(
-                f"{len(names)} of {self.total} training images cannot be read, more than {self.allowed:.0%};"
-                f" the first: {', '.join(names[:5])}. Mend or remove them."
-            )
+BLACK = np.zeros((64, 64, 3), np.uint8)  # what stands for an image that cannot be read
 
 
 def incomplete(why: str, source: Source) -> UserError:
@@ -70,7 +34,10 @@ def incomplete(why: str, source: Source) -> UserError:
 
 @dataclasses.dataclass
 class Load:
-    """index, random generator -> a record with its augmented image (h w 3) uint8, or views (v h w 3) besides."""
+    """index, random generator -> a record with its augmented image (h w 3) uint8, or views (v h w 3) besides.
+
+    With `failures`, an image that cannot be read is a black one without known labels, and its mask is 0.
+    """
 
     source: Source
     transform: Transform
@@ -78,32 +45,28 @@ class Load:
     failures: Failures | None = None
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        record, views = self._readable(int(index), rng)
+        index = int(index)
+        opened = Picture if getattr(self.transform, "pictures", False) else decode
+        labels, observed, mask = self.source.labels[index], self.source.observed[index], np.float32(1)
+        try:
+            picture = opened(self.source.read(index), where=str(self.source.ids[index]))
+            views = [self.transform(picture, rng) for _ in range(self.views)]
+        except (ImageError, OSError) as error:
+            if self.failures is None:
+                raise incomplete(str(error), self.source) from None
+            self.failures.add(index, str(self.source.ids[index]), str(error))
+            views = [self.transform(opened(BLACK), rng) for _ in range(self.views)]
+            labels, observed, mask = np.zeros_like(labels), np.zeros_like(observed), np.float32(0)
         out = {
             "image": views[0],
-            "labels": record["labels"].astype(np.float32),
-            "observed": record["observed"].astype(np.float32),
-            "index": record["index"],
-            "mask": np.float32(1),
+            "labels": labels.astype(np.float32),
+            "observed": observed.astype(np.float32),
+            "index": np.int32(index),
+            "mask": mask,
         }
         if self.views > 1:
             out["views"] = np.stack(views)
         return out
-
-    def _readable(self, index: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """The record at `index` and its views; in training the next readable one takes an unreadable one's place."""
-        opened = Picture if getattr(self.transform, "pictures", False) else decode
-        for offset in range(len(self.source)):
-            i = (index + offset) % len(self.source)
-            try:
-                record = self.source[i]
-                picture = opened(record["image"], where=str(self.source.ids[i]))
-                return record, [self.transform(picture, rng) for _ in range(self.views)]
-            except (ImageError, OSError) as error:
-                if self.failures is None:
-                    raise incomplete(str(error), self.source) from None
-                self.failures.add(str(self.source.ids[i]), str(error))
-        raise UserError(f"No image of {self.source.name} can be read.")
 
 
 def train_batches(
@@ -117,6 +80,7 @@ def train_batches(
     views: int = 1,
     threads: int = 8,
     workers: int = 0,
+    failures: Failures | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches `start` .. `steps` of an endless shuffled stream; each epoch is a new order.
 
@@ -128,17 +92,22 @@ def train_batches(
       steps: of the whole run.
       views: augmented images of each example.
       threads, workers: of this process; or worker processes, each with as many threads.
+      failures: collects the images that cannot be read, whose mask is 0; with workers, complete once `close` was
+        called. None: they are only logged and counted.
+    Raises:
+      UserError: more images than `failures` allows cannot be read.
     """
     import grain
 
     process, count = jax.process_index(), jax.process_count()
-    failures = Failures(len(source), shared=_shared_file() if workers else None)
+    failures = Failures(len(source)) if failures is None else failures
+    failures.shared = _shared_file() if workers else None
     epochs = -(-steps * batch_size // len(source)) + 1
     # The slice of all keeps shuffle and random_map at the places from which grain derives their seeds, as they were.
     data = grain.MapDataset.range(len(source)).seed(seed)[0::1].shuffle().repeat(epochs)
     data = data.random_map(Load(source, transform, views, failures))[process::count]
     data = data.batch(batch_size // count, drop_remainder=True)[start:steps]
-    return _iterate(data, threads, workers, batch_size, failures.shared)
+    return _iterate(data, threads, workers, batch_size, failures)
 
 
 def _shared_file() -> Path:
@@ -158,7 +127,7 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Every image once, in order; the last batch is padded by copies that carry mask 0.
 
-    With `failures` the next readable image takes the place of one that cannot be read, else that is an error.
+    An image that cannot be read is an error; with `failures` its mask is 0.
     """
     import grain
 
@@ -218,45 +187,7 @@ class Ahead:
         self.batches.close()
 
 
-def ignore_interrupt(worker: int, workers: int) -> None:
-    """The first thing that a worker process does."""
-    del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class Shielded:
-    """An iterator of worker processes that Ctrl-C does not reach, which the terminal sends to them as to their parent.
-
-    Processes inherit which signals are held back, and grain starts most of them with the first elements that are asked
-    for; `ignore_interrupt` is for the others.
-
-    Args:
-      shared: a file of theirs, removed with the iterator.
-    """
-
-    def __init__(self, iterator: Any, workers: int, shared: Path | None = None):
-        self.iterator, self.left = iterator, workers + 1
-        self._remove = weakref.finalize(self, shared.unlink, missing_ok=True) if shared else lambda: None
-
-    def __iter__(self) -> "Shielded":
-        return self
-
-    def __next__(self) -> Any:
-        if not self.left or not hasattr(signal, "pthread_sigmask"):
-            return next(self.iterator)
-        self.left -= 1
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return next(self.iterator)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def close(self) -> None:
-        self.iterator.close()
-        self._remove()
-
-
-def _iterate(data: Any, threads: int, workers: int, batch_size: int, shared: Path | None = None) -> Iterator[Any]:
+def _iterate(data: Any, threads: int, workers: int, batch_size: int, failures: Failures | None = None) -> Iterator[Any]:
     """Batches of a grain MapDataset, which is imported where it is used: it takes 0.1 s."""
     import grain
 
@@ -271,6 +202,6 @@ def _iterate(data: Any, threads: int, workers: int, batch_size: int, shared: Pat
         if not flags.FLAGS.is_parsed():  # grain's workers refuse to start otherwise (notebooks, tests)
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers)
-        iterator = iterator.mp_prefetch(options, worker_init_fn=ignore_interrupt)
-        return Shielded(iter(iterator), workers, shared)
+        iterator = iterator.mp_prefetch(options, worker_init_fn=processes.start)
+        return processes.Shielded(iter(iterator), workers, failures)
     return iter(iterator)

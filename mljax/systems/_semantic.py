@@ -15,6 +15,7 @@ from mljax.data import labels as label_data
 from mljax.errors import UserError, at_least
 from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_linear_init
 from mljax.types import Meta
+from mljax.untrusted import read_npy
 from mljax.weights.published import Names
 
 log = logging.getLogger("mljax.training")
@@ -219,7 +220,7 @@ def _graph_file(path: Path, size: int, changed: int) -> np.ndarray:
     """The graph in a file; `changed` is when the file was written."""
     del changed
     try:
-        edges = np.asarray(np.load(path, allow_pickle=False), np.float32)
+        edges = np.asarray(read_npy(path), np.float32)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
             f"config.system.graph is {str(path)!r}, which cannot be read ({error}); expected 'labels', 'none' or a .npy"

@@ -16,6 +16,7 @@ from mljax.errors import OutOfMemory, UserError, exhausted
 from mljax.experiment import Experiment
 from mljax.optim.groups import frozen_paths
 from mljax.pipeline import feature_cache, loader
+from mljax.pipeline.failures import Failures
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Writer
 from mljax.scoring import Scorer
@@ -281,9 +282,9 @@ def compute_cache(
         size = config.eval.batch_size
         options = {"key": key, "limit_gb": config.cache.limit_gb, "progress": show, "batch_size": size}
         views = tuple(feature_cache.view(v) for v in config.cache.train_views)
-        failures = loader.Failures(len(splits.train))
+        failures = Failures(len(splits.train))
         maps = feature_cache.endpoints(splits.train, views, encode, failures=failures, **options)
         held_out = feature_cache.endpoints(splits.eval, experiment.eval_views, encode, **options)
     seed, batch_size = config.seed + spec.index, config.optim.batch_size
-    batches = feature_cache.CachedBatches(splits.train, maps, batch_size, seed, config.input.views, failures.rows)
+    batches = feature_cache.CachedBatches(splits.train, maps, batch_size, seed, config.input.views, failures.bad)
     return Cache(batches, held_out)

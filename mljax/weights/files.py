@@ -2,22 +2,20 @@
 
 import contextlib
 import errno
-import io
 import json
 import logging
-import math
-import mmap
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from mljax.cache import atomic_write
 from mljax.errors import UserError, nearest
+from mljax.untrusted import SPARE, open_regular, open_zip, read_npz
+from mljax.weights import safetensors_file
+from mljax.weights.safetensors_file import METADATA
 from mljax.weights.torch_file import Tensor, read_torch
 
 log = logging.getLogger("mljax")
@@ -28,26 +26,6 @@ WRAPPERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params", "weights"),
     *("teacher", "student", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
 )
-METADATA = "mljax"  # the entry of a file's metadata in which `write` keeps what it was given
-_SAFETENSORS = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "C64": np.complex64,
-    "U8": np.uint8,
-    "U16": np.uint16,
-    "U32": np.uint32,
-    "U64": np.uint64,
-    "I8": np.int8,
-    "I16": np.int16,
-    "I32": np.int32,
-    "I64": np.int64,
-    "BOOL": np.bool_,
-}
-_CODES = {np.dtype(dtype): code for code, dtype in _SAFETENSORS.items()}
 # First bytes of what people pass by mistake.
 _STARTS = (
     (b"version https://git-lfs", "a git-lfs pointer, without the weights that it points to"),
@@ -68,19 +46,18 @@ def kind_of(path: Path) -> str:
       UserError: the file is not there, cannot be read, is empty, or is something else.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64)
+        with open_regular(path) as file:
+            head, names = file.read(64), []
+            if head.startswith(b"PK"):
+                with open_zip(file) as archive:
+                    names = archive.namelist()
     except OSError as error:
         raise UserError(f"The weight file {path} cannot be read ({error.strerror}); check the path.") from None
-    if not size:
+    except (zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{path} is not a complete .npz or .pth file ({error}); get it again.") from None
+    if not head:
         raise UserError(f"{path} is empty; get it again.")
     if head.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise UserError(f"{path} is not a complete .npz or .pth file ({error}); get it again.") from None
         return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
     if head[8:9] == b"{" and (int.from_bytes(head[:8], "little") < 1 << 27 or path.suffix == ".safetensors"):
         return "safetensors"
@@ -115,7 +92,7 @@ def read_with_metadata(path: str | Path, *, prefix: str = "") -> tuple[dict[str,
     metadata: dict[str, Any] = {}
     with _sentences(path):
         if kind == "safetensors":
-            state, metadata = _read_safetensors(path)
+            state, metadata = safetensors_file.read(path)
         elif kind == "npz":
             state, metadata = _read_npz(path)
         else:
@@ -171,7 +148,11 @@ def _state_dict(tree: Any, path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} holds no state dict but a {type(tree).__name__}; save the model's state_dict().")
     if taken and "ema" in taken[-1]:
         log.warning("%s: only averaged weights (%s) are in it; using these.", path, taken[-1])
-    return {str(name): value.array() for name, value in tree.items() if isinstance(value, Tensor)}
+    state = {str(name): value.array() for name, value in tree.items() if isinstance(value, Tensor)}
+    total, limit = sum(value.nbytes for value in state.values()), 2 * path.stat().st_size + SPARE
+    if total > limit:
+        raise ValueError(f"its tensors have {total:,} bytes, at most {limit:,} are read")
+    return state
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -184,10 +165,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     kind = kind_of(path)
     with _sentences(path):
         if kind == "safetensors":
-            return json.loads(_header(path)[2].get(METADATA, "{}"))
+            return json.loads(safetensors_file.read_header(path)[2].get(METADATA, "{}"))
         if kind == "npz":
-            with np.load(path, allow_pickle=False) as file:
-                return _kept(file[METADATA]) if METADATA in file.files else {}
+            arrays = read_npz(path, names=[METADATA])
+            return _kept(arrays[METADATA]) if METADATA in arrays else {}
     return {}
 
 
@@ -196,46 +177,11 @@ def _kept(array: np.ndarray) -> dict[str, Any]:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        state = {name: file[name] for name in file.files}
+    state = read_npz(path)
     kept = _kept(state.pop(METADATA)) if METADATA in state else {}
     for name, dtype in kept.pop("dtypes", {}).items():  # numpy's format knows no bfloat16
         state[name] = state[name].view(np.dtype(dtype))
     return state, kept
-
-
-def _header(path: Path) -> tuple[memoryview, dict[str, Any], dict[str, str]]:
-    """Of a safetensors file: its arrays' bytes (mapped), the entry of each array, and the metadata.
-
-    The format: length of the header (8 bytes), header in JSON, arrays one after the other.
-    """
-    with path.open("rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    start = 8 + int.from_bytes(data[:8], "little")
-    if start > len(data):
-        raise ValueError("the header is cut")
-    header = json.loads(bytes(data[8:start]))
-    metadata = header.pop("__metadata__", None) or {}
-    return data[start:], header, metadata
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    data, header, metadata = _header(path)
-    end, state = 0, {}
-    for name, entry in header.items():
-        dtype, shape = np.dtype(_SAFETENSORS[entry["dtype"]]), tuple(entry["shape"])
-        begin, stop = entry["data_offsets"]
-        if not 0 <= begin <= stop or stop - begin != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the place of {name!r} is wrong")
-        if stop > len(data):
-            raise ValueError(f"{name!r} ends after the end of the file")
-        state[name] = np.frombuffer(data[begin:stop], dtype).reshape(shape)
-        end = max(end, stop)
-    if end != len(data):
-        raise ValueError(f"{len(data):,} bytes of arrays, and {end:,} are announced")
-    if "crc32" in metadata and metadata["crc32"] != f"{zlib.crc32(data):08x}":
-        raise ValueError("the checksum is wrong")
-    return state, json.loads(metadata.get(METADATA, "{}"))
 
 
 def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
@@ -251,7 +197,7 @@ def write(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, An
         raise UserError(f"The file to write is {path}; end its name in .safetensors or .npz.")
     try:
         with atomic_write(path) as temporary:
-            (_write_npz if path.suffix == ".npz" else _write_safetensors)(temporary, state, metadata)
+            (_write_npz if path.suffix == ".npz" else safetensors_file.write)(temporary, state, metadata)
             temporary.chmod(0o644)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -270,33 +216,3 @@ def _write_npz(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[st
             value = value.view(f"u{value.dtype.itemsize}") if name in special else value
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(value).reshape(value.shape))
-
-
-def _write_safetensors(path: Path, state: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    # Wider types first: every array then starts at a multiple of its element size.
-    names = sorted(state, key=lambda name: (-state[name].dtype.itemsize, name))
-    extra = {METADATA: json.dumps(dict(metadata)), "crc32": "0" * 8}
-    header: dict[str, Any] = {"__metadata__": extra}
-    at = 0
-    for name in names:
-        code, value = _CODES.get(state[name].dtype), state[name]
-        if code is None:
-            raise UserError(f"The array {name!r} is {value.dtype}, which .safetensors cannot hold; write an .npz file.")
-        header[name] = {"dtype": code, "shape": list(value.shape), "data_offsets": [at, at + value.nbytes]}
-        at += value.nbytes
-
-    def encoded() -> bytes:
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
-
-    crc = 0
-    with io.FileIO(path, "w") as raw, io.BufferedWriter(raw) as file:
-        file.write(encoded())
-        for name in names:
-            content = np.ascontiguousarray(state[name]).reshape(-1).view(np.uint8).data
-            crc = zlib.crc32(content, crc)
-            file.write(content)
-        extra["crc32"] = f"{crc:08x}"
-        file.seek(0)
-        file.write(encoded())

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from mljax.errors import UserError
+from mljax.untrusted import open_regular
 
 log = logging.getLogger("mljax")
 
@@ -80,7 +81,7 @@ def sha256(path: Path) -> str:
       UserError: the file cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"The weight file {path} cannot be read ({error.strerror}); check the path.") from None

@@ -1,6 +1,7 @@
 """Run directories that cannot be used, and wrong flags of the commands that read one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 import toy
 from mljax import evaluate, main, predict, rundir, scoring, train
 from mljax.errors import UserError
-from own_data import saved
+from own_data import photo, saved
 
 pytestmark = pytest.mark.usefixtures("surroundings")
 

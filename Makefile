@@ -7,7 +7,7 @@ XLA_CPU := --xla_cpu_experimental_ynn_fusion_type=-individual_convolution
 # glibc keeps freed memory for the next step instead of having the kernel clear it anew (benchmarks/speed.md).
 KEEP := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_ARENA_MAX=1
 
-.PHONY: venv demo test slow parity bench notebook lint lock clean
+.PHONY: venv demo test slow timing parity bench notebook lint lock clean
 
 venv: $(BIN)/.ready
 
@@ -20,11 +20,19 @@ $(BIN)/.ready: requirements.lock pyproject.toml
 demo: venv
 	XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(BIN)/python -m mljax.main --config=configs/cmsg.py --workdir=runs/demo
 
+# A file stays on one worker, so that what its tests share is compiled once.
+PYTEST := python -m pytest -n 2 --dist loadfile
+
 test: venv
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/$(PYTEST)
 
 slow: venv
-	$(BIN)/python -m pytest -n 2 -m "slow and not parity"
+	$(BIN)/$(PYTEST) -m "slow and not parity"
+
+# Wall time and the slowest tests, from an empty compile cache; make timing TIMING=ci times all of .ci/run.
+TIMING ?= test
+timing: venv
+	$(BIN)/python tools/timing.py $(if $(filter ci,$(TIMING)),.ci/run,$(MAKE) --no-print-directory $(TIMING))
 
 $(PARITY)/.ready: requirements.lock pyproject.toml
 	test -x $(PARITY)/python || $(PYTHON) -m venv .venv-parity
@@ -34,7 +42,7 @@ $(PARITY)/.ready: requirements.lock pyproject.toml
 	touch $@
 
 parity: $(PARITY)/.ready
-	$(PARITY)/python -m pytest -n 2 -m parity tests/parity
+	$(PARITY)/$(PYTEST) -m parity tests/parity
 
 # Another config or machine: make bench BENCH="--config=configs/cmsg.py:voc2007 --dtype=bfloat16"
 BENCH ?= --config=configs/baseline.py:voc2007 --batch=8 --size=224 --fold --against=torch

@@ -1,12 +1,16 @@
 """Two CPU devices, quick compilation, strict dtypes and ranks, checked shapes, a persistent compile cache."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
 
 # Compiling costs far more here than computing does: LLVM optimises nothing.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=2 {QUICK}")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=2"
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -22,6 +26,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 CHECKED = [f"mljax.{room}" for room in ("losses", "metrics", "layers", "systems", "backbones", "convolution")]
 jaxtyping.install_import_hook(CHECKED, "shapes.checked")
 
+import toy  # noqa: E402
+from mljax import main, train  # noqa: E402
+
 # What tests import from here until they import it from toy.
 from toy import close, data_root, golden_file, weights  # noqa: E402, F401
 
@@ -32,3 +39,50 @@ def real_data() -> Path:
     if root is None:
         pytest.skip("no real data: set MLJAX_DATA to a folder with VOCdevkit/, weights/ and label_embeddings/")
     return root
+
+
+@pytest.fixture
+def surroundings(monkeypatch, tmp_path_factory):
+    """A cache folder of the test's own, and what `guarded` sets put back."""
+    monkeypatch.setenv("MLJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name in ("DIR", "MAX_SIZE"):
+        monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", os.environ.get(f"JAX_COMPILATION_CACHE_{name}", "0"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+    yield
+    log = logging.getLogger("mljax")
+    log.handlers, log.propagate = [], True
+
+
+@pytest.fixture
+def shell(surroundings, capsys):
+    """Runs a command as a shell does: its exit status, and the lines of stderr."""
+
+    def run(command, *argv):
+        capsys.readouterr()
+        status = main.guarded(lambda: command.main([str(word) for word in argv]))
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert not any("Traceback" in line for line in lines)
+        return status, lines
+
+    return run
+
+
+@pytest.fixture
+def refused(shell):
+    """Exit status 2 and one sentence, the last line of stderr."""
+
+    def run(command, *argv):
+        status, lines = shell(command, *argv)
+        assert status == 2, lines
+        assert lines[-1].startswith("mljax: ") and sum(line.startswith("mljax: ") for line in lines) == 1, lines
+        return lines[-1].removeprefix("mljax: ")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A short run of the baseline, trained once for all; not to be changed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    train.fit(toy.small(), workdir)
+    return workdir

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+import weight_states
 from conftest import golden_file
 from mljax import build
 from mljax.backbones import mobilenet, resnet, tresnet
@@ -308,37 +309,8 @@ def test_zero_gain_makes_every_block_the_identity_at_first():
 # Conversion
 
 
-def sequential_names(weights):
-    children = {"conv1": "0", "bn1": "1"} | {f"layer{i}": str(i + 3) for i in range(1, 5)}
-    return {re.sub(r"^\w+", lambda m: children[m[0]], k): v for k, v in weights.items()}
-
-
-def transformers_names(weights):
-    found = {}
-    for name, value in weights.items():
-        name = re.sub(r"^conv1\.", "embedder.embedder.convolution.", name)
-        name = re.sub(r"^bn1\.", "embedder.embedder.normalization.", name)
-        name = re.sub(r"^layer(\d)\.(\d+)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", name)
-        name = re.sub(r"downsample\.0", "shortcut.convolution", name)
-        name = re.sub(r"downsample\.1", "shortcut.normalization", name)
-        name = re.sub(r"\.conv(\d)", lambda m: f".layer.{int(m[1]) - 1}.convolution", name)
-        name = re.sub(r"\.bn(\d)", lambda m: f".layer.{int(m[1]) - 1}.normalization", name)
-        found["resnet." + name] = value
-    return found
-
-
-def timm_names(weights):
-    found = {}
-    for name, value in weights.items():
-        name = re.sub(r"(conv\d)\.0\.([01])\.", r"\1.\2.", name)
-        name = re.sub(r"(conv\d|downsample\.\d)\.0\.(?=weight$)", r"\1.conv.", name)
-        name = re.sub(r"(conv\d|downsample\.\d)\.1\.", r"\1.bn.", name)
-        found[name] = np.abs(value) + np.float32(1e-5) if name.endswith("bn.weight") else value
-    return found
-
-
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
-@pytest.mark.parametrize("rename", [sequential_names, transformers_names])
+@pytest.mark.parametrize("rename", [weight_states.sequential_names, weight_states.transformers_names])
 def test_resnet_names_of_every_family_mean_the_same(name, rename):
     _, weights, _ = golden(name)
     wanted = resnet.convert(weights)
@@ -358,7 +330,7 @@ def test_resnet_names_of_every_family_mean_the_same(name, rename):
 def test_timms_tresnet_names_and_plain_gains(name):
     _, weights, _ = golden(name)
     assert any((v < 0).any() for k, v in weights.items() if v.ndim == 1 and k.endswith("weight"))
-    renamed = timm_names(weights)
+    renamed = weight_states.timm_names(weights)
     assert "body.layer2.0.downsample.1.bn.weight" in renamed
     jax.tree.map(np.testing.assert_array_equal, tresnet.convert(renamed), tresnet.convert(weights))
 

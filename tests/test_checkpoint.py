@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from conftest import golden_file
 from mljax import optim
 from mljax.errors import UserError
-from mljax.optim.groups import path_name
+from mljax.trees import path_name
 from mljax.rundir import seal
 from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.types import TrainState

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mljax.losses.criterion import Criterion
 import toy
 from mljax import experiment, train
 from mljax.errors import UserError

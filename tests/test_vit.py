@@ -9,19 +9,11 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from mljax import build
+import weight_states
 from mljax.backbones import vit
-from mljax.errors import UserError
 from mljax.weights.identify import identify
 
-# Published totals, 86,567,656 and 304,326,632 at 224, less 1000 classes; at 384 there are 380 positions more.
-PARAMETERS = {
-    "vit_base_16_224": 86_567_656 - 1000 * 769,
-    "vit_base_16_384": 86_567_656 - 1000 * 769 + 380 * 768,
-    "vit_large_16_224": 304_326_632 - 1000 * 1025,
-    "vit_large_16_384": 304_326_632 - 1000 * 1025 + 380 * 1024,
-}
-TINY = dict(width=8, depth=3, heads=2, size=32)
+TINY = weight_states.VIT
 
 
 def flat(tree):
@@ -34,20 +26,6 @@ def initialised(net, h=48, w=32, seed=0):
     image = jnp.asarray(rng.normal(size=(2, h, w, 3)), jnp.float32)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32), shapes), image
-
-
-@pytest.mark.parametrize("name", vit.NAMES)
-def test_parameters_and_shapes(name):
-    net, size = vit.NAMES[name](), int(name.split("_")[-1])
-    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    out, variables = jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x, train=False), image)
-    assert sum(x.size for x in jax.tree.leaves(variables)) == PARAMETERS[name]
-    width = {"base": 768, "large": 1024}[name.split("_")[1]]
-    assert {k: v.shape for k, v in out.items()} == {"16": (1, size // 16, size // 16, width)}
-
-
-def test_every_name_is_counted():
-    assert set(PARAMETERS) == set(vit.NAMES)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -179,14 +157,6 @@ def test_names_of_stages_are_whole():
     ]
 
 
-def test_frozen_stages_do_not_drop():
-    """What a feature cache keeps is what training sees."""
-    net = vit.ViT(**TINY, frozen="all", drop_path=0.9)
-    variables, image = initialised(net)
-    train = net.apply(variables, image, train=True)  # no rng is asked for
-    np.testing.assert_array_equal(train["16"], net.apply(variables, image, train=False)["16"])
-
-
 def test_stochastic_depth_grows_from_nothing_to_the_last_block():
     """At a rate near 1 the last block is dropped whole: the map is that of the others."""
     net = vit.ViT(**{**TINY, "depth": 2}, drop_path=0.999)
@@ -195,26 +165,6 @@ def test_stochastic_depth_grows_from_nothing_to_the_last_block():
     shorter = {k: v for k, v in variables["params"].items() if k != "block2"}
     expected = vit.ViT(**{**TINY, "depth": 1}).apply({"params": shorter}, image, train=False)["16"]
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_remat_has_the_same_gradient():
-    def gradient(remat):
-        net = vit.ViT(**TINY, remat=remat)
-        variables, image = initialised(net)
-        return jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, image, train=True)["16"] ** 3)))(variables)
-
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2), gradient(True), gradient(False))
-
-
-def test_bfloat16_is_close_and_keeps_float32_parameters():
-    full, half = (vit.ViT(**TINY, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
-    variables, image = initialised(full)
-    made = jax.eval_shape(lambda: half.init(jax.random.key(0), image, train=False))
-    assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype(jnp.float32)}
-    expected, out = (jax.jit(lambda v, net=net: net.apply(v, image, train=False))(variables) for net in (full, half))
-    assert out["16"].dtype == jnp.bfloat16
-    error = np.linalg.norm(np.asarray(out["16"], np.float32) - expected["16"])
-    assert error < 0.03 * np.linalg.norm(expected["16"])
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -233,16 +183,6 @@ def test_adapt_interpolates_positions_and_keeps_the_class_tokens(old, size):
     assert state["params"]["stem"]["pos_embed"] is table
 
 
-def test_adapt_leaves_a_fitting_state_alone():
-    net = vit.ViT(**TINY)
-    variables, _ = initialised(net)
-    new, notes = vit.adapt({**variables, "batch_stats": {}}, net)
-    assert notes == ()
-    jax.tree.map(np.testing.assert_array_equal, new["params"], variables["params"])
-    with pytest.raises(UserError, match="has 6 rows"):
-        vit.adapt({"params": {"stem": {"pos_embed": np.zeros((1, 6, 8))}}}, net)
-
-
 def test_weights_of_another_size_give_the_same_map():
     """Interpolated once when loading, or in every forward pass: the same image, the same numbers."""
     small, large = vit.ViT(**TINY), vit.ViT(**{**TINY, "size": 64})
@@ -251,121 +191,6 @@ def test_weights_of_another_size_give_the_same_map():
     one = small.apply(variables, image, train=False)["16"]
     other = large.apply({"params": adapted["params"]}, image, train=False)["16"]
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-
-
-def official_state(seed=0):
-    """Names and shapes as in timm's files, for TINY."""
-    rng, state = np.random.default_rng(seed), {}
-
-    def add(name, *shape):
-        state[name] = rng.normal(size=shape).astype(np.float32)
-
-    def pair(name, *shape):
-        add(f"{name}.weight", *shape)
-        add(f"{name}.bias", shape[0])
-
-    add("cls_token", 1, 1, 8)
-    add("pos_embed", 1, 5, 8)
-    pair("patch_embed.proj", 8, 3, 16, 16)
-    for i in range(3):
-        for name, shape in (("norm1", (8,)), ("attn.qkv", (24, 8)), ("attn.proj", (8, 8)), ("norm2", (8,))):
-            pair(f"blocks.{i}.{name}", *shape)
-        pair(f"blocks.{i}.mlp.fc1", 32, 8)
-        pair(f"blocks.{i}.mlp.fc2", 8, 32)
-    pair("norm", 8)
-    pair("head", 5, 8)
-    return state
-
-
-def as_transformers(state, names):
-    new = {}
-    for name, value in state.items():
-        if ".attn.qkv." in name:
-            parts = zip(("query", "key", "value"), np.split(value, 3))
-            new |= {name.replace("attn.qkv", f"attn.{part}"): v for part, v in parts}
-        elif not name.startswith("head."):
-            new[name] = value
-    for old, now in names:
-        new = {re.sub(old, now, name): value for name, value in new.items()}
-    new = {f"vit.{name}": value for name, value in new.items()}
-    return new | {f"classifier.{k}": state[f"head.{k}"] for k in ("weight", "bias")}
-
-
-COMMON = (
-    (r"^cls_token", "embeddings.cls_token"),
-    (r"^pos_embed", "embeddings.position_embeddings"),
-    (r"^patch_embed\.proj", "embeddings.patch_embeddings.projection"),
-    (r"^norm\.", "layernorm."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-)
-
-
-def as_published(state):
-    """google/vit-large-patch16-224."""
-    names = (
-        (r"\.attn\.proj\.", ".attention.output.dense."),
-        (r"\.attn\.", ".attention.attention."),
-        (r"\.mlp\.fc1\.", ".intermediate.dense."),
-        (r"\.mlp\.fc2\.", ".output.dense."),
-        (r"^blocks\.", "encoder.layer."),
-    )
-    return as_transformers(state, COMMON + names) | {"vit.pooler.dense.weight": np.zeros((8, 8))}
-
-
-def as_version_5(state):
-    names = (
-        (r"\.attn\.proj\.", ".attention.o_proj."),
-        (r"\.attn\.([qkv])\w+\.", r".attention.\1_proj."),
-        (r"^blocks\.", "layers."),
-    )
-    return as_transformers(state, COMMON + names)
-
-
-def as_wrapped(state):
-    """CSRA's, from several GPUs."""
-    new = {f"module.{k}": v for k, v in state.items() if not k.startswith("head.")}
-    return new | {"module.classifier.multi_head.0.head.weight": np.zeros((5, 8, 1, 1))}
-
-
-def test_convert_places_every_tensor():
-    net, state = vit.ViT(**TINY), official_state()
-    made = vit.convert(state)
-    assert made["batch_stats"] == {}
-    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    assert jax.tree.map(np.shape, made["params"]) == jax.tree.map(lambda x: x.shape, shapes["params"])
-    at = flat(made["params"])
-    np.testing.assert_array_equal(at["stem/conv/kernel"][1, 2, 0, 5], state["patch_embed.proj.weight"][5, 0, 1, 2])
-    np.testing.assert_array_equal(at["stem/pos_embed"], state["pos_embed"])
-    np.testing.assert_array_equal(at["stem/cls_token"], state["cls_token"])
-    np.testing.assert_array_equal(at["block2/attention/out/kernel"], state["blocks.1.attn.proj.weight"].T)
-    np.testing.assert_array_equal(at["block3/norm2/scale"], state["blocks.2.norm2.weight"])
-    np.testing.assert_array_equal(at["norm/bias"], state["norm.bias"])
-
-
-@pytest.mark.parametrize("rename", [as_published, as_version_5, as_wrapped])
-def test_convert_reads_every_dialect(rename):
-    state = official_state()
-    expected, found = flat(vit.convert(state)["params"]), flat(vit.convert(rename(state))["params"])
-    assert expected.keys() == found.keys()
-    for path in expected:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["dist_token", "norm_pre.weight", "blocks.0.ls1.gamma", "blocks.0.attn.q_norm.weight", "layer1.0.conv1.weight"],
-)
-def test_convert_refuses_other_files(name):
-    with pytest.raises(UserError, match=re.escape(repr(name))):
-        vit.convert(official_state() | {name: np.zeros((4, 4))})
-
-
-def test_convert_refuses_a_cut_file():
-    state = as_published(official_state())
-    del state["vit.encoder.layer.0.attention.attention.key.weight"]
-    with pytest.raises(UserError, match=r"ViT weights have .*query.* without .*key"):
-        vit.convert(state)
 
 
 def test_files_are_identified():
@@ -388,34 +213,3 @@ def test_files_are_identified():
     assert identify(hugging).archs == ("vit_base_16_224", "vit_base_16_384")
     second = {"layers.0.blocks.0.attn.qkv.weight": nothing(3, 1), "layers.0.blocks.0.attn.cpb_mlp.0.weight": nothing(1)}
     assert identify(second).label == "a Swin of version 2"
-
-
-@pytest.mark.parametrize(
-    ("settings", "shape", "words"),
-    [
-        ({}, (1, 100, 64, 3), "multiples of 16.*100x64.*96x64"),
-        ({}, (64, 64, 3), "expected"),
-        ({"endpoints": ("32",)}, (1, 64, 64, 3), "32"),
-        ({"frozen": "block4"}, (1, 64, 64, 3), "block4"),
-        ({"frozen": "block1"}, (1, 64, 64, 3), "stem,block1"),
-        ({"norm": "layer"}, (1, 64, 64, 3), "norm"),
-        ({"drop_path": 1.0}, (1, 64, 64, 3), "drop_path"),
-        ({"size": 100}, (1, 64, 64, 3), "vit has the size 100; give a multiple of 16"),
-        ({"size": 0}, (1, 64, 64, 3), "vit has the size 0"),
-    ],
-)
-def test_what_a_user_can_get_wrong(settings, shape, words):
-    net = vit.ViT(**{**TINY, **settings})
-    with pytest.raises(UserError, match=words) as error:
-        jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros(shape), train=False))
-    assert str(error.value).count(". ") == 0 and str(error.value).endswith(".")
-
-
-def test_records_and_keywords():
-    wanted = {"arch", "hub", "file", "sha256", "licence", "paper", "size", "mean", "std", "note"}
-    for name, record in vit.RECORDS.items():
-        assert set(record) == wanted and name.startswith(record["arch"]) and record["arch"] in vit.NAMES
-        assert vit.NAMES[record["arch"]]().size == record["size"]
-    assert {record["arch"] for record in vit.RECORDS.values()} == set(vit.NAMES)
-    common = {"frozen", "norm", "dtype", "axis", "endpoints", "remat", "drop_path", "size"}
-    assert all(common <= set(build.keywords(constructor)) for constructor in vit.NAMES.values())

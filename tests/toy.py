@@ -161,6 +161,13 @@ def config(name: str, words: str = "smoke", **changes: Any) -> Any:
     return found
 
 
+def small(**changes: Any) -> Any:
+    """The baseline on a net whose steps compile in seconds."""
+    found = config("baseline", optim__epochs=3, **changes)
+    found.backbone.widths = (4, 4, 4, 4)
+    return found
+
+
 def without_dropout(found: Any) -> Any:
     for key in ("dropout", "drop_path"):
         if key in found.system:

@@ -10,7 +10,7 @@ from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
-from mljax.systems.ml_decoder import ml_decoder, with_labels
+from mljax.systems.ml_decoder import MLDecoder, with_labels
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -30,7 +30,7 @@ def meta(labels, vectors=None):
 def build(labels, vectors=None, **settings):
     loss = Criterion.from_config({"name": "asl", "gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05, "reduction": "sum"})
     sizes = {"width": 32, "heads": 8, "ffn": 2048}
-    return ml_decoder(backbone=None, criterion=loss, meta=meta(labels, vectors), **{**sizes, **settings})
+    return MLDecoder(backbone=None, criterion=loss, meta=meta(labels, vectors), **{**sizes, **settings})
 
 
 def batch(feature_map, labels):
@@ -233,7 +233,7 @@ def test_other_labels_in_the_zero_shot_mode():
     variables = published.convert_head(w, module)
     new = np.random.default_rng(0).normal(size=(9, 300)).astype(np.float32)
     new[4] = vectors[2]
-    system, changed = with_labels(module, variables, new)
+    system, changed = with_labels(module, variables, meta(9, new))
     out = system.apply(changed, batch(image, 9))
     for i in range(3):
         close(out.logits[i], forward(w, image[i], 9, new)[0])
@@ -256,9 +256,9 @@ def test_word_vectors_get_no_gradient_and_their_projection_does():
     ("settings", "said"),
     [
         ({"groups": 8}, "groups is 8 and 'toy' has 7 labels; give at most as many"),
-        ({"groups": 0}, "groups is 0; give at least 1"),
+        ({"groups": 0}, "groups is 0; expected at least 1"),
         ({"heads": 5}, "heads=5 do not divide config.system.width=32"),
-        ({"ffn": 0}, "ffn is 0; give at least 1"),
+        ({"ffn": 0}, "ffn is 0; expected at least 1"),
         ({"zero_shot": True}, "there are none for 'toy'; set config.vectors"),
         ({"zero_shot": True, "groups": 3}, "one query per label; set config.system.groups=None"),
     ],
@@ -270,9 +270,9 @@ def test_wrong_settings(settings, said):
 
 def test_other_labels_need_the_zero_shot_mode_and_vectors_of_the_same_width():
     with pytest.raises(UserError, match="train it with config.system.zero_shot=True"):
-        with_labels(build(7), {}, np.ones((3, 5)))
+        with_labels(build(7), {}, meta(3, np.ones((3, 5))))
     with pytest.raises(UserError, match=r"shape \(3, 4\) and should have \(labels, 5\)"):
-        with_labels(build(7, np.ones((7, 5), np.float32), zero_shot=True), {}, np.ones((3, 4)))
+        with_labels(build(7, np.ones((7, 5), np.float32), zero_shot=True), {}, meta(3, np.ones((3, 4))))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from mljax.errors import UserError
 from mljax.losses import contrastive
 from mljax.losses.criterion import Criterion
 from mljax.rundir.checkpoint import Checkpoints
-from mljax.systems.mulcon import PUBLISHED, every_view, mulcon
+from mljax.systems.mulcon import PUBLISHED, MulCon, every_view
 from mljax.types import Meta
 from mljax.weights import published
 from torch_writer import bare_resnet, tensors, torch_zip
@@ -34,7 +34,7 @@ def meta(labels=L):
 def build(labels=L, **settings):
     loss = Criterion.from_config({"name": "bce", "reduction": "mean"})
     small = {"width": 6, "heads": K, "embedding_width": 4, "std": 0.5}
-    return mulcon(backbone=None, criterion=loss, meta=meta(labels), **(small | settings))
+    return MulCon(backbone=None, criterion=loss, meta=meta(labels), **(small | settings))
 
 
 CROSS = {"token_layers": 0, "label_layers": 0}
@@ -438,12 +438,12 @@ def test_one_view_is_an_error_that_says_what_to_do():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"level": "labels"}, "config.system.level is 'labels' .did you mean 'label'"),
+        ({"level": "labels"}, "config.system.level is 'labels'; expected one of label, image .did you mean 'label'"),
         ({"scale": "witdh"}, "did you mean 'width'"),
         ({"queries": "norml"}, "did you mean 'normal'"),
         ({"how": "means"}, "did you mean 'mean'"),
-        ({"contrast": -0.1}, "config.system.contrast is -0.1; it is at least 0"),
-        ({"temperature": 0.0}, "config.system.temperature is 0.0; it is above 0"),
+        ({"contrast": -0.1}, "config.system.contrast is -0.1; expected at least 0"),
+        ({"temperature": 0.0}, "config.system.temperature is 0.0; expected a number above 0"),
         ({"level": "image", "denominator": 9}, "level='image' has none"),
     ],
 )

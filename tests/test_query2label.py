@@ -11,7 +11,7 @@ from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.layers import sine_position
 from mljax.losses.criterion import Criterion
-from mljax.systems.query2label import query2label
+from mljax.systems.query2label import Query2Label
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -30,7 +30,7 @@ def meta(labels=L):
 
 def build(labels=L, **settings):
     loss = Criterion.from_config({"name": "asl", "gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.0, "eps": 1e-5})
-    return query2label(backbone=None, criterion=loss, meta=meta(labels), **{"heads": HEADS, "ffn": 64, **settings})
+    return Query2Label(backbone=None, criterion=loss, meta=meta(labels), **{"heads": HEADS, "ffn": 64, **settings})
 
 
 def batch(feature_map, labels=L):
@@ -311,13 +311,13 @@ def test_one_label_and_dropout_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"self_attention": "al"}, r"self_attention is 'al' \(did you mean 'all'"),
+        ({"self_attention": "al"}, r"self_attention is 'al'; expected one of none, first, others, all \(did you mean 'all'"),
         ({"width": 30}, "width is 30; 2-D sine positions need a multiple of 4"),
         ({"width": 32, "heads": 3}, "heads=3 do not divide config.system.width=32"),
-        ({"heads": 0}, "heads is 0; give at least 1"),
-        ({"decoder_layers": 0}, "decoder_layers is 0; give at least 1"),
-        ({"encoder_layers": -1}, "encoder_layers is -1; give at least 0"),
-        ({"ffn": 0}, "ffn is 0; give at least 1"),
+        ({"heads": 0}, "heads is 0; expected at least 1"),
+        ({"decoder_layers": 0}, "decoder_layers is 0; expected at least 1"),
+        ({"encoder_layers": -1}, "encoder_layers is -1; expected at least 0"),
+        ({"ffn": 0}, "ffn is 0; expected at least 1"),
     ],
 )
 def test_wrong_settings(settings, said):

@@ -156,7 +156,7 @@ def logits(system, variables):
 @pytest.mark.parametrize("start", ["head.fc", "linear_classifier", "module.head.fc"])
 def test_baseline_reads_a_linear_classifier(start):
     state = {f"{start}.{k.partition('.')[2]}": v for k, v in random_state(x__weight=(3, 6), x__bias=(3,)).items()}
-    system = Baseline(None, None, 3)
+    system = Baseline(backbone=None, criterion=None, meta=meta(2, 3))
     found = logits(system, published.convert_head(state, system))
     expected = POOLED[:, 0, 0] @ state[f"{start}.weight"].T + state[f"{start}.bias"]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -171,7 +171,7 @@ def test_baseline_multiplies_the_two_linear_layers_of_asl_for_open_images():
         for i, name in enumerate((first, last))
         for leaf in shapes
     }
-    system = Baseline(None, None, 3)
+    system = Baseline(backbone=None, criterion=None, meta=meta(2, 3))
     found = logits(system, published.convert_head(state, system))
     embedded = POOLED[:, 0, 0] @ state[f"{first}.weight"].T + state[f"{first}.bias"]
     expected = embedded @ state[f"{last}.weight"].T + state[f"{last}.bias"]

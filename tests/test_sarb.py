@@ -15,7 +15,7 @@ from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.scoring import Scorer
 from mljax.systems._prototypes import kmeans, prototypes
-from mljax.systems.sarb import _reversed, sarb
+from mljax.systems.sarb import SARB, _reversed
 from mljax.weights import published
 from test_resume import same_state, trained_twice
 from test_ssgrl import L, batch, meta, nhwc
@@ -24,7 +24,7 @@ from test_ssgrl import L, batch, meta, nhwc
 def build(**settings):
     loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
     defaults = {"width": 8, "hidden": 5, "output": 7, "pool": 1, "count": 3, "steps_per_epoch": 10, "start": 2}
-    return sarb(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
+    return SARB(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 
 
 def init(module, data, seed=0):
@@ -233,7 +233,7 @@ def test_prototypes_are_of_known_positives_and_of_their_epochs():
     observed = np.ones((40, L), np.uint8)
     observed[:, 2] = 0
     module = build(meta=meta(observed=observed), start=2, every=3)
-    known = module.positives.value
+    known = module.positives
     features = np.random.default_rng(11).normal(size=(40, L, 8)).astype(np.float32)
     asked = []
 
@@ -293,7 +293,7 @@ def test_bad_input():
     bare = type(facts)(name="toy", classes=facts.classes, labels=facts.labels, observed=facts.observed)
     with pytest.raises(UserError, match="SARB looks for labels by their vectors and 'toy' has none"):
         build(meta=bare)
-    with pytest.raises(UserError, match=r"config.system.blends is 'instances' \(did you mean 'instance'"):
+    with pytest.raises(UserError, match=r"config.system.blends is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'"):
         build(blends="instances")
-    with pytest.raises(UserError, match=r"config.system.every is 0; it is at least 1"):
+    with pytest.raises(UserError, match=r"config.system.every is 0; expected at least 1"):
         build(every=0)

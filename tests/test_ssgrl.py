@@ -11,7 +11,7 @@ from mljax.errors import UserError
 from mljax.layers import SemanticPooling
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
-from mljax.systems.ssgrl import ssgrl
+from mljax.systems.ssgrl import SSGRL
 from mljax.types import Meta
 from mljax.weights import published
 
@@ -30,7 +30,7 @@ def meta(vectors=None, labels=None, observed=None, count=L):
 
 def build(**settings):
     loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
-    return ssgrl(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **({"width": 14} | settings))
+    return SSGRL(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **({"width": 14} | settings))
 
 
 def batch(shape=(3, 4, 4, 20), labels=None, observed=None, mask=None):
@@ -275,16 +275,16 @@ def test_bad_input(tmp_path):
     with pytest.raises(UserError, match=r"looks for labels by their vectors and 'toy' has none; set config.vectors"):
         facts = meta()
         build(meta=Meta(name="toy", classes=facts.classes, labels=facts.labels, observed=facts.observed))
-    with pytest.raises(UserError, match=r"reset_gate is 'fix' \(did you mean 'fixed'"):
+    with pytest.raises(UserError, match=r"reset_gate is 'fix'; expected one of released, fixed \(did you mean 'fixed'"):
         build(reset_gate="fix")
-    with pytest.raises(UserError, match=r"config.system.steps is -1; it is at least 0"):
+    with pytest.raises(UserError, match=r"config.system.steps is -1; expected at least 0"):
         build(steps=-1)
-    with pytest.raises(UserError, match=r"config.system.pool is 0; it is at least 1"):
+    with pytest.raises(UserError, match=r"config.system.pool is 0; expected at least 1"):
         build(pool=0)
-    with pytest.raises(UserError, match=r"neither 'labels' nor 'none' nor a .npy file"):
+    with pytest.raises(UserError, match=r"which cannot be read .*; expected 'labels', 'none' or a .npy file"):
         build(graph="label")
     np.save(tmp_path / "small.npy", np.eye(3))
-    with pytest.raises(UserError, match=r"has the shape \(3, 3\) .* 6 x 6 numbers are wanted"):
+    with pytest.raises(UserError, match=r"has the shape \(3, 3\) .* expected 6 x 6 finite numbers"):
         build(graph=str(tmp_path / "small.npy"))
 
 

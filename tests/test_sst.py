@@ -14,7 +14,7 @@ from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.losses.weak_labels import pair_index
 from mljax.systems._pairs import PairHead, measure, push
-from mljax.systems.sst import Thresholds, sst
+from mljax.systems.sst import SST, Thresholds
 from mljax.weights import published
 from test_ssgrl import L, batch, meta, nhwc, part
 
@@ -24,7 +24,7 @@ PAIRS = L * (L - 1) // 2
 def build(**settings):
     loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
     defaults = {"width": 8, "hidden": 5, "output": 7, "pool": 1, "memory": 4, "steps_per_epoch": 10, "start": 2}
-    return sst(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
+    return SST(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 
 
 def init(module, data):
@@ -181,7 +181,7 @@ def test_loss_equals_loops(form, step):
 
 
 def test_thresholds_fall_from_the_start_to_their_end():
-    theta = Thresholds(5, 0.95, 0.75, 0.025)
+    theta = Thresholds(start=5, first=0.95, last=0.75, drop=0.025)
     found = [float(theta(jnp.int32(e))) for e in (5, 6, 12, 13, 14, 19)]
     np.testing.assert_allclose(found, [0.95, 0.925, 0.775, 0.75, 0.75, 0.75], rtol=1e-6)
 
@@ -303,11 +303,11 @@ def test_bad_input():
         ("branches", "its", "ist"), ("form", "papers", "paper"), ("cooccurrence", "images", "image"),
         ("pooling", "activations", "activation"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=rf"config.system.{key} is '{value}' \(did you mean '{hint}'"):
+        with pytest.raises(UserError, match=rf"config.system.{key} is '{value}'; expected one of .*{hint}.* \(did you mean '{hint}'"):
             build(**{key: value})
-    with pytest.raises(UserError, match=r"config.system.memory is 0; it is at least 1"):
+    with pytest.raises(UserError, match=r"config.system.memory is 0; expected at least 1"):
         build(memory=0)
-    with pytest.raises(UserError, match=r"config.system.drop is -0.1; it is at least 0"):
+    with pytest.raises(UserError, match=r"config.system.drop is -0.1; expected at least 0"):
         build(drop=-0.1)
 
 

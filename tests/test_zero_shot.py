@@ -76,7 +76,7 @@ def test_what_training_knows_of_hidden_labels_is_nothing():
     for name, training in (("train", True), ("test", False)):
         assert experiment.source(found, name, training=training).classes == SEEN
     run, _ = toy.assembled(found)
-    assert run.meta.classes == SEEN and run.meta.labels.shape[1] == run.system.labels == 16
+    assert run.meta.classes == SEEN and run.meta.labels.shape[1] == run.system.meta.num_labels == 16
     np.testing.assert_array_equal(run.meta.vectors, scenes.VECTORS()[place(SEEN)])
 
 

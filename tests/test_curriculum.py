@@ -12,7 +12,7 @@ from mljax import experiment, train
 from mljax.errors import UserError
 from mljax.systems.curriculum import STRATEGIES, Curriculum, relabel
 from mljax.types import Meta
-from test_resume import last_state, same_state, trained_twice
+from test_resume import interrupted_at, last_state, same_state
 
 N, L = 12, 5
 LOSS = {"name": "partial_bce", "reduction": "batch_mean"}
@@ -145,9 +145,21 @@ def small(**changes):
     return found
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("curriculum") / "run"
+    train.fit(small(), workdir)
+    return workdir
+
+
 @pytest.mark.parametrize("stop", [3, 4])  # steps of an epoch: 3; just before a refresh, and just after
-def test_resume_around_a_refresh_is_exact(tmp_path, monkeypatch, stop):
-    whole = same_state(*trained_twice(small(), tmp_path, monkeypatch, stop))
+def test_resume_around_a_refresh_is_exact(uninterrupted, tmp_path, monkeypatch, stop):
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, stop)
+        with pytest.raises(train.Stop, match="stopped"):
+            train.fit(small(), tmp_path / "run")
+    train.fit(small(), tmp_path / "run")
+    whole = same_state(uninterrupted, tmp_path / "run")
     source = experiment.source(small(), "train", training=True)
     labels = whole["['variables']['memory']['labels']"]
     known = source.observed > 0

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax import rundir, weights
-from mljax.build import build, find, keywords, names, settings
+from mljax.build import build, find, keywords, settings
 from mljax.data import unseen
 from mljax.data.observe import observe
 from mljax.data.source import Source
 from mljax.data.splits import load
 from mljax.errors import UserError, nearest
-from mljax.losses.criterion import WHOLE, criterion
+from mljax.losses.criterion import criterion
 from mljax.parallel import axis_of
 from mljax.pipeline import feature_cache, transforms
 from mljax.trees import merge
@@ -278,13 +278,3 @@ def cache_key(experiment: Experiment, variables: Mapping[str, Any]) -> str:
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def listing() -> str:
-    """Names of systems, backbones, losses and data sets, for `--list`."""
-    lines = []
-    for kind in ("systems", "backbones", "data", "data.observe", "losses"):
-        lines.append(f"{kind}:")
-        found = {*names(kind), *(WHOLE if kind == "losses" else ())}
-        lines += [f"  {name}" for name in sorted(found)]
-    return "\n".join(lines)

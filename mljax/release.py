@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from mljax import experiment, rundir, train
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.data import unseen
 from mljax.errors import UserError
@@ -71,9 +71,7 @@ def command(
         if not path.is_file():
             raise UserError(f"There is no file {path} of class names; give a text file with one name a line.")
         names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    chosen = read_config(config)
-    for key, value in overrides:
-        override(chosen, key, value)
+    chosen = overridden(read_config(config), overrides)
     to_run(files, chosen.unlock(), workdir, names)
     print(f"run directory: {workdir}")
     return 0

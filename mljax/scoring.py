@@ -131,8 +131,8 @@ def without_given(experiment: Experiment, source: Source) -> Source:
 
 
 def watched(stage: Any, report: Mapping[str, Any]) -> float:
-    """The number of the last evaluation that `config.optim.metric` names: mAP, or the mean BCE of scored entries."""
-    name = stage.config.optim.get("metric", "mAP")
+    """What `config.optim.schedule.metric` names of the last evaluation: mAP, .., or the mean BCE of scored entries."""
+    name = stage.config.optim.schedule.get("metric", "mAP")
     if name != "loss":
         return report["metrics"][name]
     scores = stage.scored["raw"][1].astype(np.float64)

@@ -14,11 +14,10 @@ import numpy as np
 import optax
 
 from mljax import experiment, optim, parallel, rundir, scoring, warm_start
-from mljax.build import keywords
 from mljax.check import check
 from mljax.config.stages import stage_configs
 from mljax.data.files import some
-from mljax.errors import Full, UserError, exhausted, nearest
+from mljax.errors import Full, UserError, exhausted
 from mljax.experiment import Experiment
 from mljax.interrupt import Stop, interruptible
 from mljax.optim.groups import all_groups, frozen_paths, without_label_tables
@@ -29,16 +28,11 @@ from mljax.types import Config, TrainState
 
 LATE = 2  # steps that the devices have before them while the host looks at the numbers of the one before
 FINITE = ("loss", "grad_norm")  # of a step's metrics, or the run ends
-OWN_KEYS = ("epochs", "batch_size", "metric")  # of config.optim, read here; the rest is the optimiser's
 
 
 def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
     """The optax transformation of `config.optim`; what the backbone keeps frozen gets no updates and no decay."""
-    section = {k: v for k, v in config.optim.items() if k not in OWN_KEYS}
-    allowed = set(keywords(optim.optimizer)) - {"params", "total_steps", "steps_per_epoch"}
-    for key in section:
-        if key not in allowed:
-            raise UserError(f"config.optim has no setting {key!r}{nearest(key, allowed | set(OWN_KEYS))}.")
+    section = {k: v for k, v in config.optim.items() if k not in optim.TRAINER}
     section["groups"] = all_groups(params, frozen, section.get("groups", ()))
     total = steps_per_epoch * config.optim.epochs
     return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)
@@ -368,8 +362,9 @@ class Stage:
         best = max(found, key=lambda kind: found[kind]["metrics"].get("mAP") or -1.0)
         self.writer.scalars(step, metrics, self.index)
         meter.evaluated({k: r["metrics"] for k, r in found.items()}, time.perf_counter() - began)
-        if self.config.optim.get("schedule") == "plateau":
-            options = {k: v for k, v in self.config.optim.items() if k in optim.PLATEAU}
+        schedule = self.config.optim.get("schedule", {})
+        if schedule.get("name") == "plateau":
+            options = {k: v for k, v in schedule.items() if k not in ("name", "metric")}
             opt_state = optim.plateau_update(state.opt_state, scoring.watched(self, found["raw"]), **options)
             state = dataclasses.replace(state, opt_state=opt_state)
         kind = best if self.config.eval.select == "best_of_raw_and_ema" else "raw"

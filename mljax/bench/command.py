@@ -16,7 +16,7 @@ from typing import Any
 
 from mljax.config.command import Parser
 from mljax.config.flags import parse
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.errors import UserError, nearest
 from mljax.types import Config
@@ -102,9 +102,7 @@ def configured(own: list[str], args: Any) -> Config:
     flags = parse(own)
     if "config" not in flags:
         raise UserError("The flag --config is missing; see python -m mljax.bench --help.")
-    config = read_config(flags["config"])
-    for key, value in flags["overrides"]:
-        override(config, key, value)
+    config = overridden(read_config(flags["config"]), flags["overrides"])
     stages = stage_configs(config)
     if args.stage > len(stages):
         raise UserError(f"--stage={args.stage}: {flags['config']} has {len(stages)}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from mljax.build import keywords
+from mljax.build import check_keys, keywords
 from mljax.errors import UserError, nearest
 from mljax.losses import contrastive, elementwise, partial
 from mljax.types import Batch
@@ -110,8 +110,6 @@ def _check(settings: Mapping[str, Any]) -> None:
         elementwise.make(settings)
         return
     options = keywords(WHOLE[name]).keys() - {"logits", "labels", "observed", "mask", "axis"}
-    for key in settings:
-        if key != "name" and key not in options:
-            raise UserError(f"{name!r} (losses) has no setting {key!r}{nearest(key, options)}.")
+    check_keys(f"config.loss ({name!r})", settings.keys() - {"name"}, options)
     if name == "epr" and "expected" not in settings:
         raise UserError("config.loss ('epr') needs 'expected', the number of positives of an image (COCO: 2.9).")

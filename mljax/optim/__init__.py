@@ -1,9 +1,8 @@
 """config.optim -> an optax transformation: optimizers, schedules, parameter groups, EMA."""
 
 from mljax.optim.optimizer import (
-    METRICS,
     NAMES,
-    PLATEAU,
+    TRAINER,
     PlateauState,
     averaged,
     ema_merge,
@@ -13,12 +12,13 @@ from mljax.optim.optimizer import (
     plateau_update,
     scale_by_plateau,
 )
+from mljax.optim.schedules import METRICS
 from mljax.optim.update_rules import accumulate
 
 __all__ = [
     "METRICS",
     "NAMES",
-    "PLATEAU",
+    "TRAINER",
     "PlateauState",
     "accumulate",
     "averaged",

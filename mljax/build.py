@@ -27,6 +27,7 @@ SECTIONS = {  # of a config that name what they build -> its kind, the folder or
 }
 ROOM = Path(__file__).parent
 OF_LINEN = ("parent", "name")  # fields that every linen module has
+NOUNS = {"data.observe": "observations", "optim": "optimizers", "optim.schedules": "schedules"}
 APART = ("data.observe", "optim.schedules")  # tables of their own inside the package of another
 
 
@@ -42,7 +43,7 @@ def names(kind: str) -> dict[str, Callable[..., Any]]:
 @cache
 def listed(kind: str) -> frozenset[str]:
     """All names of a kind, from the source of its files; one whose names are not written out there is imported."""
-    return frozenset(name for file in files(kind) for name in _names_in(kind, file))
+    return frozenset(name for file in files(kind) for name in _names_in(kind, file) or ())
 
 
 @cache
@@ -53,24 +54,73 @@ def files(kind: str) -> list[str]:
 
 
 @cache
-def _names_in(kind: str, file: str) -> tuple[str, ...]:
-    """The keys of `NAMES` and `WHOLE` in a file, read from its source, or by import where they are not written out."""
+def _names_in(kind: str, file: str) -> tuple[str, ...] | None:
+    """The keys of `NAMES` and `WHOLE` in a file, read from its source, or by import where they are not written out.
+
+    None: the file is not Python, or cannot be imported where that is needed.
+    """
+    tree = _source(kind, file)
+    if tree is None:
+        return None
+    keys: list[str] = []
+    for node in tree.body:
+        value = _names_of(node)
+        if isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
+            keys += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+        elif value is not None:
+            table, problem = _table(kind, file)
+            return None if problem else tuple(table)
+    return tuple(keys)
+
+
+@cache
+def _source(kind: str, file: str) -> ast.Module | None:
+    """The parsed source of a file of a kind; None: it is not Python."""
     path = ROOM.joinpath(*kind.split("."), file)
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     try:
-        tree = ast.parse(path.read_text())
+        return ast.parse(path.read_text())
+    except FileNotFoundError:
+        return ast.Module([], [])
     except (OSError, SyntaxError, ValueError):
-        return ()
-    keys: list[str] = []
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if not any(isinstance(t, ast.Name) and t.id in ("NAMES", "WHOLE") for t in targets):
-            continue
-        value: Any = getattr(node, "value", None)
-        if not isinstance(value, ast.Dict) or not all(isinstance(key, ast.Constant) for key in value.keys):
-            return () if isinstance(value, ast.Attribute) else tuple(_table(kind, file)[0])
-        keys += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
-    return tuple(keys)
+        return None
+
+
+def _names_of(node: ast.stmt) -> ast.expr | None:
+    """What a statement assigns to `NAMES` or `WHOLE`."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    named = any(isinstance(target, ast.Name) and target.id in ("NAMES", "WHOLE") for target in targets)
+    return getattr(node, "value", None) if named else None
+
+
+@cache
+def accepted(kind: str, name: str) -> frozenset[str] | None:
+    """The keywords of what builds a name, read from its source; None where only an import would tell.
+
+    Read are plain functions, and linen modules without another base: their arguments and their fields.
+    """
+    for tree in filter(None, (_source(kind, file) for file in files(kind))):
+        defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        for table in map(_names_of, tree.body):
+            for key, value in zip(table.keys, table.values) if isinstance(table, ast.Dict) else ():
+                if isinstance(key, ast.Constant) and key.value == name:
+                    return _keywords_of(defined.get(_defined(value)))
+    return None
+
+
+def _defined(value: ast.expr) -> str:
+    """The name in `constructor` or `partial(constructor, ..)`."""
+    value = value.args[0] if isinstance(value, ast.Call) and value.args else value
+    return value.id if isinstance(value, ast.Name) else ""
+
+
+def _keywords_of(node: ast.FunctionDef | ast.ClassDef | None) -> frozenset[str] | None:
+    if isinstance(node, ast.FunctionDef) and node.args.kwarg is None and not node.decorator_list:
+        return frozenset(argument.arg for argument in (*node.args.args, *node.args.kwonlyargs))
+    if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["nn.Module"]:
+        fields = (field.target for field in node.body if isinstance(field, ast.AnnAssign))
+        return frozenset(field.id for field in fields if isinstance(field, ast.Name)) - set(OF_LINEN)
+    return None
 
 
 @cache
@@ -100,19 +150,23 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     Raises:
       UserError: no file of the kind has the name; the nearest one is in the sentence, and files that do not import.
     """
-    likely = [file for file in files(kind) if file == name or name in _names_in(kind, file)]
+    likely = [file for file in files(kind) if file == name or name in (_names_in(kind, file) or ())]
     for file in likely:
         table, problem = _table(kind, file)
         if problem:
             raise UserError(f"{problem}; mend the file, or remove it.")
         if name in table:
             return _complete(kind, table[name])
-    table = names(kind)
-    if name not in table:
-        broken = [problem for file in files(kind) if (problem := _table(kind, file)[1])]
-        hint = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
-        raise UserError(f"There is no {name!r} among the {kind}{nearest(name, table)}{hint}.")
-    return _complete(kind, table[name])
+    if name not in names(kind):
+        raise unknown(kind, name)
+    return _complete(kind, names(kind)[name])
+
+
+def unknown(kind: str, name: str) -> UserError:
+    """The error of a name that no file of a kind has; files that cannot be read may have it."""
+    broken = [_table(kind, file)[1] for file in files(kind) if _names_in(kind, file) is None]
+    hint = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
+    return UserError(f"There is no {name!r} among the {NOUNS.get(kind, kind)}{nearest(name, listed(kind))}{hint}.")
 
 
 def _complete(kind: str, constructor: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,7 +216,8 @@ def checked(
     constructor = find(kind, name)
     allowed = keywords(constructor)
     where = f"{where} ({name!r})"
-    check_keys(where, settings, set(allowed) - set(given), others=shared)
+    for key in settings:
+        check_keys(where, [key], set(allowed) - set(given), others=shared, why=owners(kind, key))
     missing = [k for k, p in allowed.items() if p.default is p.empty and k not in settings and k not in given]
     if missing:
         raise UserError(f"{where} needs the setting {missing[0]!r}.")
@@ -175,6 +230,12 @@ def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where:
     return constructor(**{**given, **section})
 
 
+def owners(kind: str, key: str) -> str:
+    """Which other names of a small kind have a setting."""
+    owners = sorted(name for name in listed(kind) if key in (accepted(kind, name) or ())) if kind in NOUNS else []
+    return f"; {' and '.join(map(repr, owners))} {'has' if len(owners) == 1 else 'have'} it" if owners else ""
+
+
 def check_keys(
     where: str, keys: Iterable[str], allowed: Collection[str], *, others: Collection[str] = (), why: str = ""
 ) -> None:
@@ -185,10 +246,10 @@ def check_keys(
       keys: that it sets.
       allowed: that it may set.
       others: more names that the hint may suggest.
-      why: what the sentence ends with.
+      why: what the sentence ends with in place of the nearest name.
     Raises:
       UserError: the first key that is not allowed, with the nearest one.
     """
     for key in keys:
         if key not in allowed:
-            raise UserError(f"{where} has no setting {key!r}{nearest(key, {*allowed, *others})}{why}.")
+            raise UserError(f"{where} has no setting {key!r}{why or nearest(key, {*allowed, *others})}.")

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mljax.build import SECTIONS, check_keys, find, keywords, settings
-from mljax.config.sections import SMOKE, WORDS, check_sections, fits, smoke_hint
+from mljax.config.sections import GIVEN, SMOKE, TRAINED, WORDS, check_sections, fits, smoke_hint
 from mljax.data import observe
 from mljax.errors import UserError, nearest, one_of
 from mljax.layers import ACTIVATIONS
 from mljax.losses.criterion import criterion
 from mljax.metrics import DEFINITIONS
-from mljax.optim import optimizer, schedules
+from mljax.optim import schedules
+from mljax.optim.optimizer import check_ranges, optimizer, rule
 from mljax.pipeline import feature_cache, transforms
 from mljax.types import Config
 
@@ -26,9 +27,6 @@ SIZES: dict[str, tuple[int, float]] = {  # of settings that systems and backbone
     r"(^|_)layers$": (0, math.inf),
     r"(^|_)(width|heads|ffn|hidden)$": (1, math.inf),
     r"^(dropout|drop_path)$": (0, 1),
-}
-GIVEN = {  # keywords of constructors that come from elsewhere
-    *("split", "training", "backbone", "criterion", "meta", "dtype", "axis", "source"),
 }
 
 
@@ -60,12 +58,11 @@ def check(config: Config) -> None:
 
 def _optim(section: Mapping[str, Any]) -> None:
     """The optimiser and its schedule: settings that each has, of their types and in range."""
-    rule, own = optimizer.rule(section)
-    shared = {key: value for key, value in section.items() if key not in own and key != "name"}
+    constructor, _ = rule(section)
     where = f"config.optim ({section.get('name', 'adam')!r})"
-    known = {**keywords(rule), **{key: p for key, p in optimizer.common().items() if p is not None}}
-    _values({k: v for k, v in {**own, **shared}.items() if k in known and k != "schedule"}, known, where)
-    optimizer.check_ranges(section)
+    known = {**keywords(optimizer), **keywords(constructor)}
+    _values({k: v for k, v in section.items() if k not in (*TRAINED, "name", "schedule")}, known, where)
+    check_ranges(section)
     schedule = {**section.get("schedule", schedules.DEFAULT)}
     constructor, plan = schedules.chosen(schedule)
     _values(plan, keywords(constructor), f"{schedules.WHERE} ({schedule['name']!r})")

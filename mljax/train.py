@@ -15,6 +15,7 @@ import optax
 
 from mljax import experiment, optim, parallel, rundir, scoring, warm_start
 from mljax.check import check
+from mljax.config.sections import TRAINED
 from mljax.config.stages import stage_configs
 from mljax.data.files import some
 from mljax.errors import Full, UserError, exhausted
@@ -32,7 +33,7 @@ FINITE = ("loss", "grad_norm")  # of a step's metrics, or the run ends
 
 def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
     """The optax transformation of `config.optim`; what the backbone keeps frozen gets no updates and no decay."""
-    section = {k: v for k, v in config.optim.items() if k not in optim.TRAINER}
+    section = {k: v for k, v in config.optim.items() if k not in TRAINED}
     section["groups"] = all_groups(params, frozen, section.get("groups", ()))
     total = steps_per_epoch * config.optim.epochs
     return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)

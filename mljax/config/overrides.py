@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mljax.build import SECTIONS, find, keywords, listed
+from mljax.build import SECTIONS, accepted, find, keywords, listed
 from mljax.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -98,8 +98,14 @@ def _outdated(where: str, section: Any, name: Any) -> set[str]:
         return set()
     before: set[str] = set()
     with contextlib.suppress(UserError):
-        before = set(keywords(find(kind, section.get("name"))))
-    return {key for key in before if key != "name" and key in section} - set(keywords(find(kind, name)))
+        before = _settings(kind, section.get("name"))
+    return {key for key in before if key != "name" and key in section} - _settings(kind, name)
+
+
+def _settings(kind: str, name: str) -> set[str]:
+    """The keywords of what builds a name; it is imported only if its source does not tell them."""
+    known = accepted(kind, name)
+    return set(keywords(find(kind, name)) if known is None else known)
 
 
 def _override_stage(config: Config, index: int, key: str, text: str) -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mljax.build import SECTIONS, find, listed
+from mljax.build import SECTIONS, accepted, check_keys, listed, owners, unknown
 from mljax.config.base import base
 from mljax.errors import UserError, nearest, one_of
 
@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 SMOKE = {"data": "scenes", "backbone": "small"}  # what the word `smoke` puts in the place of what other words name
 OPEN = (*SECTIONS, "input.train", "input.eval")  # sections whose keys are keywords of what they build
-TRAINED = ("epochs", "batch_size")  # keys that config.optim cannot do without
+TRAINED = ("epochs", "batch_size")  # keys of config.optim that the trainer reads
+OPTIM = (  # keys of config.optim that every optimizer shares
+    *("name", "lr", "schedule", "weight_decay", "no_decay", "groups", "clip_norm", "accumulate", *TRAINED),
+)
+GIVEN = {  # keywords of constructors that come from elsewhere
+    *("split", "training", "backbone", "criterion", "meta", "dtype", "axis", "source", "steps_per_epoch"),
+    *("logits", "labels", "observed", "mask"),
+}
 
 # key: the least and the largest value
 RANGES: dict[str, tuple[float, float]] = {
@@ -66,25 +73,44 @@ def check_sections(config: Config) -> dict[str, Any]:
     for key, kind in SECTIONS.items():
         if key == "optim.schedule" and "schedule" not in values["optim"]:
             continue
-        _name(at(values, key), kind, f"config.{key}")
+        check_named(at(values, key), kind, f"config.{key}", values["experiment"])
     net, where = values["system"], "config.system"
     while isinstance(net, Mapping) and "net" in net:  # the system inside one that works around another
         net, where = net["net"], f"{where}.net"
         if not isinstance(net, Mapping) or not isinstance(net.get("name"), str):
             raise UserError(f"{where} is {net!r}; expected the section of a system, {{'name': .., and its settings}}.")
-        _name(net, "systems", where)
+        check_named(net, "systems", where)
     return values
 
 
-def _name(section: Mapping[str, Any], kind: str, where: str) -> None:
-    """The name of a section is one of its kind; of a file that cannot be read, the search goes on when it is built."""
-    name = section.get("name")
+def check_named(section: Mapping[str, Any], kind: str, where: str, words: str = "") -> None:
+    """A section names one of its kind, and sets what this one has, as far as its source tells.
+
+    Args:
+      words: of the experiment, for a hint if `smoke` changed the name.
+    """
+    name = section.get("name", "adam" if kind == "optim" else None)
     if not isinstance(name, str):
-        if name is None and kind == "optim":
-            return  # Adam
         raise UserError(f"{where}.name is {name!r}; it must be a name{nearest('', listed(kind))}.")
     if name not in listed(kind):
-        find(kind, name)
+        raise unknown(kind, name)
+    allowed = accepted(kind, name)
+    if allowed is None:
+        return
+    shared = {"optim": OPTIM, "losses": ("name", "reduction")}.get(kind, ("name",))
+    why = smoke_hint(words, name) if name == SMOKE.get(where.removeprefix("config.")) else ""
+    for key in section:
+        if key not in shared:
+            more = why or _schedules_with(kind, key) or owners(kind, key)
+            check_keys(f"{where} ({name!r})", [key], allowed - GIVEN, others=shared, why=more)
+
+
+def _schedules_with(kind: str, key: str) -> str:
+    """Where a setting of an optimizer belongs that is one of a schedule."""
+    has = sorted(n for n in listed("optim.schedules") if key in (accepted("optim.schedules", n) or ()))
+    if kind != "optim" or not has:
+        return ""
+    return f"; it is a setting of the schedule {' and '.join(map(repr, has))}: config.optim.schedule.{key}"
 
 
 def smoke_hint(words: str, name: str) -> str:

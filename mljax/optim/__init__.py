@@ -1,8 +1,6 @@
 """config.optim -> an optax transformation: optimizers, schedules, parameter groups, EMA."""
 
 from mljax.optim.optimizer import (
-    NAMES,
-    TRAINER,
     PlateauState,
     averaged,
     ema_merge,
@@ -13,12 +11,11 @@ from mljax.optim.optimizer import (
     scale_by_plateau,
 )
 from mljax.optim.schedules import METRICS
-from mljax.optim.update_rules import accumulate
+from mljax.optim.update_rules import NAMES, accumulate
 
 __all__ = [
     "METRICS",
     "NAMES",
-    "TRAINER",
     "PlateauState",
     "accumulate",
     "averaged",

@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mljax.build import check_keys, checked, keywords
+from mljax.build import checked
+from mljax.config.sections import OPTIM, check_named
 from mljax.errors import UserError
 from mljax.optim import schedules, update_rules
 from mljax.optim.groups import Groups, assign, path_name, paths
-
-WHERE = "config.optim"
-TRAINER = ("epochs", "batch_size")  # keys of config.optim that the trainer reads
-GIVEN = ("params", "total_steps", "steps_per_epoch", "settings")  # arguments of `optimizer` that no config sets
 
 
 def optimizer(
@@ -80,20 +77,9 @@ def rule(section: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     Raises:
       UserError: no such rule, or a key that is neither a setting of the rule nor one that all of them share.
     """
-    name, shared = section.get("name", "adam"), common()
-    settings = {key: value for key, value in section.items() if key not in shared}
-    for key in settings:
-        owners = [repr(other) for other, schedule in schedules.NAMES.items() if key in keywords(schedule)]
-        if owners and not any(key in keywords(other) for other in update_rules.NAMES.values()):
-            why = f"; it is a setting of the schedule {' and '.join(owners)}: {schedules.WHERE}.{key}"
-            check_keys(f"{WHERE} ({name!r})", [key], (), why=why)
-    return checked("optim", {**settings, "name": name}, where=WHERE, shared=shared)
-
-
-def common() -> dict[str, Any]:
-    """The keys of config.optim that every rule shares: name -> parameter, None for those that the trainer reads."""
-    shared = {key: p for key, p in keywords(optimizer).items() if key not in GIVEN}
-    return {**dict.fromkeys(TRAINER), **shared}
+    check_named(section, "optim", "config.optim")
+    name = section.get("name", "adam")
+    return checked("optim", {"name": name, **{key: value for key, value in section.items() if key not in OPTIM}})
 
 
 def check_ranges(section: Mapping[str, Any]) -> None:
@@ -111,9 +97,6 @@ def check_ranges(section: Mapping[str, Any]) -> None:
         raise UserError(f"config.optim.accumulate is {section['accumulate']}; it must be at least 1.")
     if clip is not None and not clip > 0:
         raise UserError(f"config.optim.clip_norm is {clip}; it must be above 0, or None for no clipping.")
-
-
-NAMES = update_rules.NAMES
 
 
 class PlateauState(NamedTuple):

@@ -226,10 +226,10 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("c_tran") / "run"
     argv = [f"--workdir={workdir}", "--config=configs/c_tran.py:smoke", "--config.optim.schedule=plateau"]
     options = (
-        "optim.metric=loss",
-        "optim.mode=min",
-        "optim.patience=0",
-        "optim.threshold=0.9",
+        "optim.schedule.metric=loss",
+        "optim.schedule.mode=min",
+        "optim.schedule.patience=0",
+        "optim.schedule.threshold=0.9",
         "optim.lr=0.001",
         "optim.epochs=3",
     )

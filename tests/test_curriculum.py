@@ -157,7 +157,7 @@ def test_pmap_run_equals_jit_run(tmp_path):
     found = {}
     for kind in ("jit", "pmap"):
         config = small(parallel=kind)
-        config.optim.update(name="sgd", schedule="constant", lr=0.02)
+        config.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.02)
         train.fit(config, tmp_path / kind)
         found[kind] = last_state(tmp_path / kind)
     for path, value in found["jit"].items():

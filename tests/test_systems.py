@@ -50,7 +50,7 @@ def test_gradient_at_every_trainable_leaf(name):
 
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_fits_eight_images(name):
-    rate = {"optim__lr": RATES.get(name, 2e-3), "optim__schedule": "constant"}
+    rate = {"optim__lr": RATES.get(name, 2e-3), "optim__schedule": {"name": "constant"}}
     found = toy.without_dropout(toy.config(name, optim__batch_size=8, **rate))
     found.data.train_images = 8
     found.input.train = {"crop": "squish", "flip": 0.0}

@@ -37,12 +37,11 @@ def code(config):
     augment = dict(flip=0.5, randaugment="package")
     config.input.train = dict(crop="random_resized", scale=(0.875, 1.0), **augment)
     config.optim.update(name="adamw", lr=2e-4, epochs=15, batch_size=32, weight_decay=1e-4)
-    config.optim.schedule = dict(name="warmup_cosine", warmup_epochs=5, epochs=25)
-    config.optim.groups = (("^backbone/", {"lr": 0.1}),)
+    schedule = dict(name="warmup_cosine", warmup_epochs=5, epochs=25)
+    config.optim.update(schedule=schedule, groups=(("^backbone/", {"lr": 0.1}),))
     config.ema, config.eval.every, config.eval.select = 0.9997, 1, "best_of_raw_and_ema"
     sgd: dict = dict(name="sgd", lr=1e-2, epochs=15, batch_size=24, weight_decay=1e-4)
-    sgd["schedule"] = dict(name="step", every=20)
-    sgd["groups"] = (("^(backbone|attention)/", {"lr": 0.1}),)
+    sgd |= dict(schedule=dict(name="step", every=20), groups=(("^(backbone|attention)/", {"lr": 0.1}),))
     two_steps(config, optim=sgd, start="ema", input=dict(train=dict(crop="squish", **augment)))
 
 

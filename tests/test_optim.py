@@ -353,7 +353,7 @@ def test_wrong_groups(groups, words):
         (dict(accumulate=0), "accumulate is 0"),
         (dict(clip_norm=0.0), "clip_norm is 0"),
         (dict(schedule={"name": "plateau", "mode": "maximum"}), "mode is 'maximum'"),
-        (dict(schedule={"name": "plateau", "metric": "map"}), "metric is 'map'.*did you mean 'mAP'"),
+        (dict(schedule={"name": "plateau", "metric": "map"}), "metric is 'map'; expected one of mAP, CF1, OF1, loss"),
         (dict(no_decay=("bais",)), "names 'bais' .*did you mean 'bias'"),
         (dict(total_steps=10, schedule={"name": "one_cycle", "pct_start": 20.0}), "pct_start is 20"),
     ],

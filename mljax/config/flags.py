@@ -49,12 +49,12 @@ def parse(argv: list[str]) -> dict[str, Any]:
                 parsed[name[2:]] = value
         elif flag.startswith("-"):
             hint = f" (did you mean --config.{name[2:]}?)" if "." in name else nearest(name, FLAGS)
-            raise UserError(f"{name} is not a flag{hint}.")
+            raise UserError(f"There is no flag {name}{hint}.")
         else:
             word = flag.partition("=")[0]
             close = f"--config.{word}" if "." in word else f"--{word}"
             hint = f" (did you mean {close}=..?)" if equals and ("." in word or close in FLAGS) else ""
-            raise UserError(f"The argument {flag!r} is not a flag{hint}; settings are written --config.KEY=VALUE.")
+            raise UserError(f"The argument {flag!r} is not expected here{hint}; write settings as --config.KEY=VALUE.")
     parsed["overrides"].sort(key=order)
     return parsed
 

@@ -37,19 +37,18 @@ def code(config):
     augment = dict(flip=0.5, randaugment="package")
     config.input.train = dict(crop="random_resized", scale=(0.875, 1.0), **augment)
     config.optim.update(name="adamw", lr=2e-4, epochs=15, batch_size=32, weight_decay=1e-4)
-    schedule = dict(name="warmup_cosine", warmup_epochs=5, epochs=25)
-    config.optim.update(schedule=schedule, groups=(("^backbone/", {"lr": 0.1}),))
+    config.optim.schedule = dict(name="warmup_cosine", warmup_epochs=5, epochs=25)
+    config.optim.groups = (("^backbone/", {"lr": 0.1}),)
     config.ema, config.eval.every, config.eval.select = 0.9997, 1, "best_of_raw_and_ema"
-    sgd: dict = dict(name="sgd", lr=1e-2, epochs=15, batch_size=24, weight_decay=1e-4)
-    sgd |= dict(schedule=dict(name="step", every=20), groups=(("^(backbone|attention)/", {"lr": 0.1}),))
+    steps, groups = dict(name="step", every=20), (("^(backbone|attention)/", {"lr": 0.1}),)
+    sgd = dict(name="sgd", lr=1e-2, epochs=15, batch_size=24, weight_decay=1e-4, schedule=steps, groups=groups)
     two_steps(config, optim=sgd, start="ema", input=dict(train=dict(crop="squish", **augment)))
 
 
 def paper(config):
     """The paper's architecture and loss; where a data set's word has set the code's steps, the paper's, as long."""
     config.system.update(token_layers=0, label_layers=0, norm=False, relu=False)
-    config.system.update(scale="none", queries="normal", how="sum")
-    config.system.contrast = 0.1
+    config.system.update(scale="none", queries="normal", how="sum", contrast=0.1)
     if config.ema:
         config.system.width = 2048
         config.optim = dict(name="adam", lr=2e-4, epochs=25, batch_size=64, schedule=dict(name="one_cycle"))

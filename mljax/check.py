@@ -57,15 +57,18 @@ def check(config: Config) -> None:
 
 
 def _optim(section: Mapping[str, Any]) -> None:
-    """The optimiser and its schedule: settings that each has, of their types and in range."""
-    constructor, _ = rule(section)
-    where = f"config.optim ({section.get('name', 'adam')!r})"
+    """The optimizer and its schedule: settings that each has, of their types and in range."""
+    constructor, own = rule(section)
     known = {**keywords(optimizer), **keywords(constructor)}
+    where = f"config.optim ({section.get('name', 'adam')!r})"
     _values({k: v for k, v in section.items() if k not in (*TRAINED, "name", "schedule")}, known, where)
     check_ranges(section)
-    schedule = {**section.get("schedule", schedules.DEFAULT)}
-    constructor, plan = schedules.chosen(schedule)
-    _values(plan, keywords(constructor), f"{schedules.WHERE} ({schedule['name']!r})")
+    constructor(None, **own)
+    schedule = section.get("schedule", schedules.DEFAULT)
+    constructor, own = schedules.chosen(schedule)
+    _values(own, keywords(constructor), f"{schedules.WHERE} ({schedule['name']!r})")
+    epoch = 1000 * section.get("accumulate", 1)  # batches: any number shows whether the schedule is long enough
+    constructor(schedules.Steps(section.get("lr", 1.0), epoch * section["epochs"], epoch), **own)
 
 
 def _pixels(section: Mapping[str, Any]) -> None:

@@ -281,13 +281,13 @@ def test_the_plateau_lowers_the_rate_where_the_loss_does_not_fall(run):
 
 def test_the_watched_loss_is_the_mean_of_bce_over_scored_entries():
     stage = SimpleNamespace(
-        config=toy.config("c_tran", optim__metric="loss"),
+        config=toy.config("c_tran", optim__schedule={"name": "plateau", "metric": "loss"}),
         scored={"raw": (1, np.array([[0.5, -2.0], [3.0, 1.0]], np.float32))},
         eval=SimpleNamespace(labels=np.array([[1, 0], [0, 1]], np.uint8), scored=np.array([[1, 1], [0, 1]], np.uint8)),
     )
     p = 1 / (1 + np.exp(-np.array([0.5, 2.0, 1.0])))  # of the true value of the three entries that are scored
     assert scoring.watched(stage, {}) == pytest.approx(-np.log(p).mean(), rel=1e-6)
-    stage.config.optim.metric = "CF1"
+    stage.config.optim.schedule.metric = "CF1"
     assert scoring.watched(stage, {"metrics": {"CF1": 3.0}}) == 3.0
 
 
@@ -367,8 +367,8 @@ def test_what_a_user_can_get_wrong(run, tmp_path):
         build(eval_known=0.5, mask_training=False)
     with pytest.raises(UserError, match="3 heads do not divide the width 8"):
         build(heads=3, width=8).init(jax.random.key(0), batch(np.zeros((1, 7, 2, 2), np.float32)))
-    with pytest.raises(UserError, match=r"optim.metric is 'los' .did you mean 'loss'"):
-        check(toy.config("c_tran", optim__metric="los"))
+    with pytest.raises(UserError, match=r"optim.schedule.metric is 'los'; expected one of .* .did you mean 'loss'"):
+        check(toy.config("c_tran", optim__schedule={"name": "plateau", "metric": "los"}))
 
 
 def test_other_systems_cannot_be_told_labels(run):

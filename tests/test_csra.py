@@ -141,7 +141,7 @@ def test_what_a_user_can_get_wrong():
 
 def test_words_of_the_config():
     found = toy.config("csra", "coco2014,heads=6")
-    assert (found.system.heads, found.system.lam, found.optim.every) == (6, 0.5, 5)
+    assert (found.system.heads, found.system.lam, found.optim.schedule.every) == (6, 0.5, 5)
     for word, size, count in (("vit_base", 224, 1), ("vit_large", 448, 8)):
         for data in ("voc2007", "coco2014"):
             found = toy.config("csra", f"{word},{data}")

@@ -129,7 +129,10 @@ def test_wrong_flags(refused, argv, sentence):
         ("system.width=0", "width=0; it must be at least 1"),
         ("system.activation=rel", "activation='rel' (did you mean 'relu'?)"),
         ("system.position=perhaps", "expected a value of type bool"),
-        ("system.mode=ad", "config.system.mode is 'ad' (did you mean 'add'?)"),
+        (
+            "system.mode=ad",
+            "config.system.mode is 'ad'; expected one of add, multiply, mask, none (did you mean 'add'?)",
+        ),
         ("backbone.name=resnet5", "There is no 'resnet5' among the backbones (did you mean 'resnet50'?)"),
         ("backbone.frozen=stm", "no stage 'stm' (did you mean 'stem'?)"),
         ("loss.name=asll", "There is no 'asll' among the losses (did you mean 'asl'?)"),

@@ -25,12 +25,13 @@ def paper(config, size=448):
     config.input.train = {"crop": "multi_scale", "pre_size": size + 64, "flip": 0.5}
     config.system.update(width=1024, normalise=False)
     config.optim.update(name="sgd", lr=5e-2, epochs=50, batch_size=16, weight_decay=1e-4, clip_norm=10.0)
-    config.optim.update(schedule="step", boundaries=(30, 40), momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.update(momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.schedule = dict(name="step", boundaries=(30, 40))
     config.eval.every = 1
 
 
 def coco576(config):
-    c.coco2014(config)
+    c.data_set(config, "coco2014")
     paper(config, 576)
 
 

@@ -23,7 +23,8 @@ def paper(config):
     c.resnet101(config)
     config.optim.update(name="sgd", lr=1e-2, epochs=40, batch_size=16, weight_decay=1e-4)
     config.eval.every = 1
-    config.optim.update(schedule="step", every=20, momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.update(momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.schedule = dict(name="step", every=20)
 
 
 def voc_resplit(config):

@@ -30,7 +30,7 @@ def paper(config):
     config.system.width = config.system.ffn = None
     config.loss = dict(name="bce", reduction="sum")
     config.optim.update(name="adam", lr=1e-5, epochs=100, batch_size=16, weight_decay=0.0)
-    config.optim.update(schedule="plateau", metric="loss", mode="min", factor=0.1, patience=5)
+    config.optim.schedule = dict(name="plateau", metric="loss", mode="min", factor=0.1, patience=5)
     config.eval.update(every=1, select="best", definition="sklearn")
     if config.data.name == "voc":
         config.data.difficult, config.optim.accumulate = "V2", 2

@@ -30,7 +30,7 @@ def stages(first, second, **optim):
 
 def paper(data):
     def word(config):
-        data(config)
+        c.data_set(config, data)
         config.vectors = "none"
         config.backbone = dict(name="tresnet_l")
         config.weights.name = "tresnet_l_in1k"
@@ -39,7 +39,7 @@ def paper(data):
         config.input.eval = dict(crop="squish")
         config.optim.update(name="adam", lr=1e-4, batch_size=128, weight_decay=1e-4, no_decay=("1-D",))
         config.loss.reduction = "sum"
-        config.stages = stages(15, 25, schedule_epochs=80)
+        config.stages = stages(15, 25, schedule=dict(epochs=80))
         config.ema = 0.9997
         config.eval.update(every=1, select="best_of_raw_and_ema")
 
@@ -58,12 +58,12 @@ def voc_resplit(config):
 def difficulty(config):
     config.system.difficulty_aware = True
     if config.backbone.name == "tresnet_l":  # of the authors' training, which then ends after 20 epochs
-        config.stages = stages(15, 5, schedule_epochs=80)
+        config.stages = stages(15, 5, schedule=dict(epochs=80))
 
 
 def noise(config, rate):
     config.observe.rate = float(rate)
 
 
-WORDS: c.Words = {"voc2007": paper(lambda config: c.voc(config, "2007")), "coco2014": paper(c.coco2014)}
+WORDS: c.Words = {"voc2007": paper("voc2007"), "coco2014": paper("coco2014")}
 WORDS = {**WORDS, "voc_resplit": voc_resplit, "difficulty": difficulty, "noise=": noise}

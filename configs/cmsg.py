@@ -38,19 +38,19 @@ def paper(config):
 
 
 def voc2007(config):
-    c.voc(config, "2007")
+    c.data_set(config, "voc2007")
     paper(config)
     config.system.threshold = 0.4
 
 
 def voc2012(config):
-    c.voc(config, "2012")
+    c.data_set(config, "voc2012")
     paper(config)
     config.system.threshold = 0.4
 
 
 def coco2014(config):
-    c.coco2014(config)
+    c.data_set(config, "coco2014")
     paper(config)
     config.system.threshold = 0.2
 
@@ -74,7 +74,7 @@ def best(config):
 
 
 def views(size, share):
-    """Whole image and four corners of it, each looked at once more or less mirrored."""
+    """Whole image and four corners of it, each also mirrored or not."""
     corners = [f"{size}:tl{share}", f"{size}:br{share}", f"{size}:flip:tr{share}", f"{size}:flip:bl{share}"]
     return (size, f"{size}:flip", *corners)
 

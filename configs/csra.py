@@ -29,13 +29,13 @@ def paper(config):
     config.weights.update(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     config.input.train = {"crop": "random_resized", "scale": (0.7, 1.0), "flip": 0.5}
     config.optim.update(name="sgd", lr=1e-1, epochs=30, batch_size=16, weight_decay=1e-4, momentum=0.9)
-    config.optim.update(schedule="step", warmup_epochs=2.0, warmup_start=0.0, groups=(("backbone/.*", {"lr": 0.1}),))
+    every = 4 if config.data.name == "voc" else 5
+    config.optim.schedule = dict(name="step", every=every, warmup_epochs=2.0, warmup_start=0.0)
+    config.optim.groups = (("backbone/.*", {"lr": 0.1}),)
     config.eval.every = 1
     if config.data.name == "voc":
-        config.optim.every = 4
         config.data.difficult, config.eval.scored_in = "V4", "all"  # difficult entries are left out of P, R, F1 too
     else:
-        config.optim.every = 5
         config.system.update(heads=4, lam=0.5)
 
 

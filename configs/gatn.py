@@ -26,8 +26,8 @@ def paper(config):
     config.weights.name = "resnext101_32x16d_swsl"
     config.input.train = {"crop": "multi_scale", "pre_size": 512, "flip": 0.5}
     config.system.update(width=1024, low=0.2 if config.data.name == "coco" else 0.4)
-    config.optim.update(name="sgd", lr=3e-2, epochs=40, batch_size=16, weight_decay=1e-4, clip_norm=10.0)
-    config.optim.update(schedule="step", boundaries=(20, 30), momentum=0.9)
+    config.optim.update(name="sgd", lr=3e-2, epochs=40, batch_size=16, weight_decay=1e-4, clip_norm=10.0, momentum=0.9)
+    config.optim.schedule = dict(name="step", boundaries=(20, 30))
     config.optim.groups = (("backbone/.*", {"lr": 0.1}), *SLOW)
     config.eval.every = 1
 

@@ -28,7 +28,8 @@ def paper(config):
     c.resnet101(config)
     config.input.train = {"crop": "squish", "flip": 0.5, "color_jitter": 0.3}
     config.optim.update(name="sgd", lr=1e-2, epochs=60, batch_size=16, weight_decay=1e-4, momentum=0.9)
-    config.optim.update(schedule="step", boundaries=(30, 50), groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.update(groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.schedule = dict(name="step", boundaries=(30, 50))
     config.eval.update(every=1, threshold=math.log(0.6 / 0.4))  # on logits
 
 

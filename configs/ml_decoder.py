@@ -77,7 +77,7 @@ def zero_shot(config):
 
 def nuswide_zero_shot(config):
     """data.csv and wordvec_array.pth of the authors, in the data folder's nus_wide/; unseen are NUS-WIDE's concepts."""
-    c.nuswide(config)
+    c.data_set(config, "nuswide")
     config.data.variant, config.vectors, config.unseen = "zsl", "nus_wide/wordvec_array.pth", CLASSES
     tresnet_l(config)
     zero_shot(config)

@@ -24,12 +24,13 @@ def paper(config, size=448):
     c.resnet101(config, size)
     config.system.width = 1024
     config.optim.update(name="sgd", lr=1e-2, epochs=100, batch_size=16, weight_decay=1e-4, clip_norm=10.0)
-    config.optim.update(schedule="step", every=40, momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.update(momentum=0.9, groups=(("backbone/.*", {"lr": 0.1}),))
+    config.optim.schedule = dict(name="step", every=40)
     config.eval.every = 1
 
 
 def coco576(config):
-    c.coco2014(config)
+    c.data_set(config, "coco2014")
     paper(config, 576)
 
 

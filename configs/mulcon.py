@@ -36,22 +36,22 @@ def code(config):
     config.system.update(dict(width=1024, contrast=0.5))
     augment = dict(flip=0.5, randaugment="package")
     config.input.train = dict(crop="random_resized", scale=(0.875, 1.0), **augment)
-    config.optim.update(name="adamw", lr=2e-4, epochs=15, schedule_epochs=25, batch_size=32, weight_decay=1e-4)
-    config.optim.update(schedule="warmup_cosine", warmup_epochs=5, groups=(("^backbone/", {"lr": 0.1}),))
+    config.optim.update(name="adamw", lr=2e-4, epochs=15, batch_size=32, weight_decay=1e-4)
+    config.optim.schedule = dict(name="warmup_cosine", warmup_epochs=5, epochs=25)
+    config.optim.groups = (("^backbone/", {"lr": 0.1}),)
     config.ema, config.eval.every, config.eval.select = 0.9997, 1, "best_of_raw_and_ema"
-    sgd: dict = dict(name="sgd", lr=1e-2, epochs=15, batch_size=24, weight_decay=1e-4, schedule="step", every=20)
-    sgd["groups"] = (("^(backbone|attention)/", {"lr": 0.1}),)
+    steps, groups = dict(name="step", every=20), (("^(backbone|attention)/", {"lr": 0.1}),)
+    sgd = dict(name="sgd", lr=1e-2, epochs=15, batch_size=24, weight_decay=1e-4, schedule=steps, groups=groups)
     two_steps(config, optim=sgd, start="ema", input=dict(train=dict(crop="squish", **augment)))
 
 
 def paper(config):
     """The paper's architecture and loss; where a data set's word has set the code's steps, the paper's, as long."""
     config.system.update(token_layers=0, label_layers=0, norm=False, relu=False)
-    config.system.update(scale="none", queries="normal", how="sum")
-    config.system.contrast = 0.1
+    config.system.update(scale="none", queries="normal", how="sum", contrast=0.1)
     if config.ema:
         config.system.width = 2048
-        config.optim = dict(name="adam", lr=2e-4, epochs=25, batch_size=64, schedule="one_cycle")
+        config.optim = dict(name="adam", lr=2e-4, epochs=25, batch_size=64, schedule=dict(name="one_cycle"))
         sgd = dict(config.stages[1]["optim"], batch_size=32, groups=())
         two_steps(config, **{**config.stages[1], "optim": sgd})
 
@@ -75,7 +75,7 @@ def voc_resplit(config):
 def alone(config):
     """One step: where the first of two ends within its schedule, all of the schedule."""
     config.stages = ()
-    config.optim.epochs = config.optim.get("schedule_epochs", config.optim.epochs)
+    config.optim.epochs = config.optim.schedule.get("epochs", config.optim.epochs)
 
 
 def bce(config):

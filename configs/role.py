@@ -26,7 +26,7 @@ def get_config(arg=None):
 def paper(name):
     def word(config):
         partial_labels.single_positive(config, name)
-        config.system.expected = partial_labels.EXPECTED[name]
+        config.system.expected = c.DATA_SETS[name].positives
 
     return word
 
@@ -38,5 +38,5 @@ def voc_resplit(config):
     config.optim.update(lr=1e-2, epochs=30, batch_size=64)
 
 
-WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
+WORDS: dict = {name: paper(name) for name in partial_labels.SINGLE_POSITIVE} | dict(voc_resplit=voc_resplit)
 WORDS |= dict(linear=partial_labels.linear, linear_init=partial_labels.linear_init)

@@ -35,7 +35,7 @@ def get_config(arg=None):
 def paper(name):
     def word(config):
         partial_labels.single_positive(config, name)
-        config.expected = partial_labels.EXPECTED[name]
+        config.expected = c.DATA_SETS[name].positives
 
     return word
 
@@ -63,7 +63,7 @@ def full(name):
     return word
 
 
-WORDS: dict = {name: paper(name) for name in ("voc2012", "coco2014", "nuswide")} | dict(voc_resplit=voc_resplit)
+WORDS: dict = {name: paper(name) for name in partial_labels.SINGLE_POSITIVE} | dict(voc_resplit=voc_resplit)
 WORDS |= dict(
     linear=partial_labels.linear, linear_init=partial_labels.linear_init, iu=loss("iu", 1), iun=loss("iu", -1)
 )

@@ -29,35 +29,27 @@ def paper(config):
     config.input.train = dict(crop="ssgrl", pre_size=640, flip=0.0)
     config.input.eval = dict(crop="center", pre_size=640)
     config.system.update(width=2048, pool=2)
-    config.optim.update(name="adam", lr=1e-5, epochs=200, batch_size=4, schedule="constant", weight_decay=0.0)
+    config.optim.update(name="adam", lr=1e-5, epochs=200, batch_size=4, weight_decay=0.0)
+    config.optim.schedule = dict(name="constant")
     config.eval.update(every=1, definition="env")
 
 
 def voc2007(config):
-    c.voc(config, "2007")
+    c.data_set(config, "voc2007")
     config.data.difficult = "V2"
     paper(config)
 
 
 def voc2012(config):
-    c.voc(config, "2012")
+    c.data_set(config, "voc2012")
     config.data.difficult = "V2"
     paper(config)
 
 
 def coco2014(config):
-    c.coco2014(config)
+    c.data_set(config, "coco2014")
     config.data.update(order="id", annotated_only=False)
     paper(config)
-
-
-def visual_genome(size):
-    def word(config):
-        config.data = dict(name="visual_genome", root=None, size=size)
-        config.vectors = "glove"
-        paper(config)
-
-    return word
 
 
 def known(config, share):
@@ -88,4 +80,4 @@ def fixed(config):
 
 
 WORDS: dict = dict(voc2007=voc2007, voc2012=voc2012, coco2014=coco2014, voc_resplit=voc_resplit, csv=csv)
-WORDS |= {"vg200": visual_genome(200), "vg500": visual_genome(500), "known=": known, "fixed": fixed}
+WORDS |= c.data_sets(paper, "vg200", "vg500") | {"known=": known, "fixed": fixed}

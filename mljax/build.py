@@ -1,21 +1,34 @@
 """section(name=..., **kw) -> object, by import: the list of systems is the list of files.
 
-A module in `mljax/systems`, `mljax/backbones` or `mljax/data` offers what it builds in `NAMES: dict[str, callable]`.
-`losses` and `optim` are single modules with the same table. Adding a system is adding a file.
+A module in `mljax/systems`, `mljax/backbones` or `mljax/data` offers what it builds in `NAMES: dict[str, callable]`;
+so do those of `losses` and `optim`. Adding a system is adding a file. Which names there are is read from the source
+where they are written out, so that `--list` and a wrong name import nothing.
 """
 
+import ast
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from mljax.errors import UserError, nearest
-from mljax.types import missing_members
 
+SECTIONS = {  # of a config that name what they build -> its kind, the folder or module with the names
+    "data": "data",
+    "observe": "data.observe",
+    "backbone": "backbones",
+    "system": "systems",
+    "loss": "losses",
+    "optim": "optim",
+    "optim.schedule": "optim.schedules",
+}
+ROOM = Path(__file__).parent
 OF_LINEN = ("parent", "name")  # fields that every linen module has
-APART = ("data.observe",)  # a table of its own kind inside the package of another
+NOUNS = {"data.observe": "observations", "optim": "optimizers", "optim.schedules": "schedules"}
+APART = ("data.observe", "optim.schedules")  # tables of their own inside the package of another
 
 
 @cache
@@ -27,11 +40,87 @@ def names(kind: str) -> dict[str, Callable[..., Any]]:
     return {name: constructor for file in files(kind) for name, constructor in _table(kind, file)[0].items()}
 
 
+@cache
+def listed(kind: str) -> frozenset[str]:
+    """All names of a kind, from the source of its files; one whose names are not written out there is imported."""
+    return frozenset(name for file in files(kind) for name in _names_in(kind, file) or ())
+
+
+@cache
 def files(kind: str) -> list[str]:
     """The files of a kind, without those that begin with an underscore; "" is the face of the folder."""
-    module = importlib.import_module(f"mljax.{kind}")
-    found = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
-    return ["", *(f for f in found if not f.startswith("_") and f"{kind}.{f}" not in APART)]
+    inside = [info.name for info in pkgutil.iter_modules([str(ROOM / kind.replace(".", "/"))])]
+    return ["", *(f for f in inside if not f.startswith("_") and f"{kind}.{f}" not in APART)]
+
+
+@cache
+def _names_in(kind: str, file: str) -> tuple[str, ...] | None:
+    """The keys of `NAMES` and `WHOLE` in a file, read from its source, or by import where they are not written out.
+
+    None: the file is not Python, or cannot be imported where that is needed.
+    """
+    tree = _source(kind, file)
+    if tree is None:
+        return None
+    keys: list[str] = []
+    for node in tree.body:
+        value = _names_of(node)
+        if isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
+            keys += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
+        elif value is not None:
+            table, problem = _table(kind, file)
+            return None if problem else tuple(table)
+    return tuple(keys)
+
+
+@cache
+def _source(kind: str, file: str) -> ast.Module | None:
+    """The parsed source of a file of a kind; None: it is not Python."""
+    path = ROOM.joinpath(*kind.split("."), file)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    try:
+        return ast.parse(path.read_text())
+    except FileNotFoundError:
+        return ast.Module([], [])
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _names_of(node: ast.stmt) -> ast.expr | None:
+    """What a statement assigns to `NAMES` or `WHOLE`."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    named = any(isinstance(target, ast.Name) and target.id in ("NAMES", "WHOLE") for target in targets)
+    return getattr(node, "value", None) if named else None
+
+
+@cache
+def accepted(kind: str, name: str) -> frozenset[str] | None:
+    """The keywords of what builds a name, read from its source; None where only an import would tell.
+
+    Read are plain functions, and linen modules without another base: their arguments and their fields.
+    """
+    for tree in filter(None, (_source(kind, file) for file in files(kind))):
+        defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        for table in map(_names_of, tree.body):
+            for key, value in zip(table.keys, table.values) if isinstance(table, ast.Dict) else ():
+                if isinstance(key, ast.Constant) and key.value == name:
+                    return _keywords_of(defined.get(_defined(value)))
+    return None
+
+
+def _defined(value: ast.expr) -> str:
+    """The name in `constructor` or `partial(constructor, ..)`."""
+    value = value.args[0] if isinstance(value, ast.Call) and value.args else value
+    return value.id if isinstance(value, ast.Name) else ""
+
+
+def _keywords_of(node: ast.FunctionDef | ast.ClassDef | None) -> frozenset[str] | None:
+    if isinstance(node, ast.FunctionDef) and node.args.kwarg is None and not node.decorator_list:
+        return frozenset(argument.arg for argument in (*node.args.args, *node.args.kwonlyargs))
+    if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["nn.Module"]:
+        fields = (field.target for field in node.body if isinstance(field, ast.AnnAssign))
+        return frozenset(field.id for field in fields if isinstance(field, ast.Name)) - set(OF_LINEN)
+    return None
 
 
 @cache
@@ -40,8 +129,8 @@ def _table(kind: str, file: str) -> tuple[dict[str, Callable[..., Any]], str]:
     try:
         module = importlib.import_module(f"mljax.{kind}.{file}".rstrip("."))
     except Exception as error:  # whatever a file does when it is imported
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
-        return {}, f"mljax/{kind.replace('.', '/')}/{file}.py cannot be imported ({told})"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        return {}, f"mljax/{kind.replace('.', '/')}/{file}.py cannot be imported ({reason})"
     return dict(getattr(module, "NAMES", {})), ""
 
 
@@ -67,19 +156,29 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     Raises:
       UserError: no file of the kind has the name; the nearest one is in the sentence, and files that do not import.
     """
-    own = _table(kind, name) if name in files(kind) else ({}, "")  # most files are named for what they hold
-    if own[1]:
-        raise UserError(f"{own[1]}; mend the file, or remove it.")
-    table = own[0] if name in own[0] else names(kind)
-    if name not in table:
-        broken = [problem for file in files(kind) if (problem := _table(kind, file)[1])]
-        told = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
-        raise UserError(f"There is no {name!r} among the {kind}{nearest(name, table)}{told}.")
-    return _complete(kind, table[name])
+    likely = [file for file in files(kind) if file == name or name in (_names_in(kind, file) or ())]
+    for file in likely:
+        table, problem = _table(kind, file)
+        if problem:
+            raise UserError(f"{problem}; mend the file, or remove it.")
+        if name in table:
+            return _complete(kind, table[name])
+    if name not in names(kind):
+        raise unknown(kind, name)
+    return _complete(kind, names(kind)[name])
+
+
+def unknown(kind: str, name: str) -> UserError:
+    """The error of a name that no file of a kind has; files that cannot be read may have it."""
+    broken = [_table(kind, file)[1] for file in files(kind) if _names_in(kind, file) is None]
+    hint = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
+    return UserError(f"There is no {name!r} among the {NOUNS.get(kind, kind)}{nearest(name, listed(kind))}{hint}.")
 
 
 def _complete(kind: str, constructor: Callable[..., Any]) -> Callable[..., Any]:
     """A class, or a variant of one, that has all members of its kind's contract, `mljax.types.System` or `Backbone`."""
+    from mljax.types import missing_members  # imports jax, which a wrong name does not wait for
+
     cls = _class(constructor)
     missing = missing_members(kind, cls) if cls else []
     if cls and missing:
@@ -107,33 +206,57 @@ def build(kind: str, section: Mapping[str, Any], **given: Any) -> Any:
 
 
 def checked(
-    kind: str, section: Mapping[str, Any], given: Collection[str] = ()
+    kind: str, section: Mapping[str, Any], given: Collection[str] = (), where: str = "", shared: Collection[str] = ()
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """What a config section names and the settings for it, all of them keywords that it has; raises as `build` does.
 
     Args:
       given: names of the arguments that do not come from the config.
+      where: the section, as messages name it; empty: the one of the kind.
+      shared: other keys of the section, for the hint of the nearest one.
     """
     settings = dict(section)
+    where = where or next((f"config.{key}" for key, value in SECTIONS.items() if value == kind), kind)
     name = settings.pop("name", None)
-    if name is None:
-        raise UserError(f"The config section for {kind} has no 'name'{nearest('', names(kind))}.")
+    if not isinstance(name, str):
+        raise UserError(f"{where}.name is {'missing' if name is None else repr(name)}{nearest('', listed(kind))}.")
     constructor = find(kind, name)
     allowed = keywords(constructor)
+    where = f"{where} ({name!r})"
     for key in settings:
-        if key not in allowed or key in given:
-            options = set(allowed) - set(given)
-            raise UserError(f"{name!r} ({kind}) has no setting {key!r}{nearest(key, options)}.")
+        check_keys(where, [key], set(allowed) - set(given), others=shared, why=owners(kind, key))
     missing = [k for k, p in allowed.items() if p.default is p.empty and k not in settings and k not in given]
     if missing:
-        raise UserError(f"{name!r} ({kind}) needs the setting {missing[0]!r} in its config section.")
+        raise UserError(f"{where} needs the setting {missing[0]!r}.")
     return constructor, settings
 
 
 def settings(constructor: Callable[..., Any], section: Mapping[str, Any], where: str, **given: Any) -> Any:
     """Call a constructor with a config section that has no name; a wrong key names its neighbour."""
-    allowed = keywords(constructor)
-    for key in section:
-        if key not in allowed:
-            raise UserError(f"{where} has no setting {key!r}{nearest(key, allowed)}.")
+    check_keys(where, section, keywords(constructor))
     return constructor(**{**given, **section})
+
+
+def owners(kind: str, key: str) -> str:
+    """Which other names of a small kind have a setting."""
+    owners = sorted(name for name in listed(kind) if key in (accepted(kind, name) or ())) if kind in NOUNS else []
+    return f"; {' and '.join(map(repr, owners))} {'has' if len(owners) == 1 else 'have'} it" if owners else ""
+
+
+def check_keys(
+    where: str, keys: Iterable[str], allowed: Collection[str], *, others: Collection[str] = (), why: str = ""
+) -> None:
+    """The one check that a section of a config sets nothing that does not exist.
+
+    Args:
+      where: the section and what it names: "config.system ('cmsg')".
+      keys: that it sets.
+      allowed: that it may set.
+      others: more names that the hint may suggest.
+      why: what the sentence ends with in place of the nearest name.
+    Raises:
+      UserError: the first key that is not allowed, with the nearest one.
+    """
+    for key in keys:
+        if key not in allowed:
+            raise UserError(f"{where} has no setting {key!r}{why or nearest(key, {*allowed, *others})}.")

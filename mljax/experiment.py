@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax import rundir, weights
-from mljax.build import build, find, keywords, names, settings
+from mljax.build import build, find, keywords, settings
 from mljax.data import unseen
 from mljax.data.observe import observe
 from mljax.data.source import Source
 from mljax.data.splits import load
 from mljax.errors import UserError, one_of
-from mljax.losses.criterion import BATCH_LOSSES, Criterion
+from mljax.losses.criterion import Criterion
 from mljax.parallel import axis_of
 from mljax.pipeline import feature_cache, transforms
 from mljax.trees import flatten, merge
@@ -280,12 +280,3 @@ def cache_key(experiment: Experiment, variables: Mapping[str, Any]) -> str:
             digest.update(path.encode())
             digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def listing() -> str:
-    """Names of systems, backbones, losses and data sets, for `--list`."""
-    lines = []
-    for kind in ("systems", "backbones", "data", "data.observe", "losses"):
-        lines.append(f"{kind}:")
-        lines += [f"  {name}" for name in sorted({*names(kind), *(BATCH_LOSSES if kind == "losses" else ())})]
-    return "\n".join(lines)

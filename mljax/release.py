@@ -11,7 +11,7 @@ import optax
 
 from mljax import experiment, rundir
 from mljax.config.derive import derive
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.data import unseen
 from mljax.errors import UserError
@@ -73,9 +73,6 @@ def command(
         if not path.is_file():
             raise UserError(f"There is no file {path} of class names; give a text file with one name a line.")
         names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
-    chosen = read_config(config)
-    for key, value in overrides:
-        override(chosen, key, value)
-    to_run(files, chosen, workdir, names)
+    to_run(files, overridden(read_config(config), overrides), workdir, names)
     print(f"run directory: {workdir}")
     return 0

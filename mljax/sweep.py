@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mljax.check import check
+from mljax.config import flags
 from mljax.config.command import Parser, guarded
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
@@ -50,7 +51,7 @@ def variants(over: list[str], grid: bool) -> list[Variant]:
     for text in over:
         key, equals, values = text.partition("=")
         if not equals or not values:
-            raise UserError(f"--over {text!r} is not KEY=VALUE,VALUE, e.g. system.sga_heads=1,2,4.")
+            raise UserError(f"--over {text!r} is not KEY=VALUE,VALUE, such as system.sga_heads=1,2,4.")
         axes.append([(key, value) for value in split_values(values)])
     if grid:
         return list(itertools.product(*axes))
@@ -76,23 +77,23 @@ def seeds_of(text: str) -> list[int]:
     try:
         return [int(s) for s in text.split(",")]
     except ValueError:
-        raise UserError(f"The seeds {text!r} are no whole numbers between commas, e.g. 0,1,2.") from None
+        raise UserError(f"The seeds {text!r} are not whole numbers with commas between them, such as 0,1,2.") from None
 
 
 def columns_of(text: str) -> list[str]:
     """ "known=0.1..0.3,known=0.9" -> ["known=0.1", "known=0.2", "known=0.3", "known=0.9"]: steps of the last digit."""
-    found = []
+    columns = []
     for word in filter(None, text.split(",")):
         span = re.fullmatch(r"(\w+=)(\d+(?:\.(\d+))?)\.\.(\d+(?:\.\d+)?)", word)
         if not span:
-            found.append(word)
+            columns.append(word)
             continue
         digits = len(span[3] or "")
         first, last = round(float(span[2]) * 10**digits), round(float(span[4]) * 10**digits)
         if last < first:
-            raise UserError(f"--columns has {word!r}, which ends before it begins.")
-        found += [f"{span[1]}{value / 10**digits:.{digits}f}" for value in range(first, last + 1)]
-    return found
+            raise UserError(f"--columns has {word!r}, which ends before it begins; give the smaller share first.")
+        columns += [f"{span[1]}{value / 10**digits:.{digits}f}" for value in range(first, last + 1)]
+    return columns
 
 
 def jobs_of(configs: list[str], columns: list[str], chosen: list[Variant], seeds: str) -> list[Job]:
@@ -114,8 +115,8 @@ def jobs_of(configs: list[str], columns: list[str], chosen: list[Variant], seeds
 
 
 def settings_of(job: Job, extra: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What a run is told beside its config: names first, since others depend on them."""
-    return sorted([("seed", str(job.seed)), *extra, *job.variant], key=lambda item: not item[0].endswith(".name"))
+    """What a run sets beside its config: names first, since others depend on them."""
+    return sorted([("seed", str(job.seed)), *extra, *job.variant], key=flags.order)
 
 
 def config_of(job: Job, extra: list[tuple[str, str]]) -> Config:
@@ -124,9 +125,7 @@ def config_of(job: Job, extra: list[tuple[str, str]]) -> Config:
     Raises:
       UserError: something in it, or in one of its stages, is wrong.
     """
-    config = read_config(job.config)
-    for key, value in settings_of(job, extra):
-        override(config, key, value)
+    config = overridden(read_config(job.config), settings_of(job, extra))
     for stage in stage_configs(config):
         check(stage)
     return config
@@ -154,7 +153,9 @@ def run(job: Job, workdir: Path, extra: list[tuple[str, str]], split: str = "") 
 def _call(module: str, path: Path, *flags: str) -> None:
     command = [sys.executable, "-m", f"mljax.{module}", f"--workdir={path}", *flags]
     if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise UserError(f"The run in {path} ended with status {code}; mend it and run the same command again.")
+        raise UserError(
+            f"The run in {path} ended with status {code}; correct the error above and run the same command again."
+        )
 
 
 class Result(NamedTuple):
@@ -237,7 +238,7 @@ def parse(argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     args, extra = parser.parse_overrides(argv)
     if args.jobs < 1:
-        raise UserError(f"--jobs is {args.jobs}; at least one run goes on at a time.")
+        raise UserError(f"--jobs is {args.jobs}; it must be at least 1.")
     return args, extra
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from mljax.train.stage import StageSpec, load_splits
-from mljax import main, train
+from mljax import main
 from mljax.errors import UserError
 from mljax.rundir.progress import Writer
+from mljax.train.stage import StageSpec, load_splits
 from own_data import ROWS, own, table
 
 pytestmark = pytest.mark.usefixtures("surroundings")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax.pipeline.failures import Failures
 from mljax import predict, train
 from mljax.errors import UserError
 from mljax.pipeline import feature_cache, loader
+from mljax.pipeline.failures import Failures
 from own_data import damage, own, photo, pictures, saved, table
 
 pytestmark = pytest.mark.usefixtures("surroundings")

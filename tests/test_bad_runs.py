@@ -90,7 +90,7 @@ def test_wrong_flags_of_predict_and_evaluate(refused, finished_run, tmp_path):
     (tmp_path / "file").write_text("x")
     assert "cannot be written (File exists)" in refused(predict, good, run, f"--overlay={tmp_path / 'file'}")
     assert "required: --workdir" in refused(evaluate)
-    assert "'more' is left over" in refused(evaluate, run, "more")
+    assert "'more' is not expected here" in refused(evaluate, run, "more")
     assert "no split 'vl' (did you mean 'val'?)" in refused(evaluate, run, "--split=vl")
     assert "--definition is 'envv'; expected one of" in refused(evaluate, run, "--definition=envv")
     assert "The view '9x' is not" in refused(evaluate, run, "--views=9x")

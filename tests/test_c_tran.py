@@ -229,10 +229,10 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("c_tran") / "run"
     argv = [f"--workdir={workdir}", "--config=configs/c_tran.py:smoke", "--config.optim.schedule=plateau"]
     options = (
-        "optim.metric=loss",
-        "optim.mode=min",
-        "optim.patience=0",
-        "optim.threshold=0.9",
+        "optim.schedule.metric=loss",
+        "optim.schedule.mode=min",
+        "optim.schedule.patience=0",
+        "optim.schedule.threshold=0.9",
         "optim.lr=0.001",
         "optim.epochs=3",
     )
@@ -358,8 +358,8 @@ def test_what_a_user_can_get_wrong(run, tmp_path):
         build(eval_known=0.5, mask_training=False)
     with pytest.raises(UserError, match="3 heads do not divide the width 8"):
         build(heads=3, width=8).init(jax.random.key(0), batch(np.zeros((1, 7, 2, 2), np.float32)))
-    with pytest.raises(UserError, match=r"optim.metric is 'los' .did you mean 'loss'"):
-        check(toy.config("c_tran", optim__metric="los"))
+    with pytest.raises(UserError, match=r"optim.schedule.metric is 'los'; expected one of .* .did you mean 'loss'"):
+        check(toy.config("c_tran", optim__schedule={"name": "plateau", "metric": "los"}))
 
 
 def test_other_systems_cannot_be_told_labels(run):

@@ -79,7 +79,7 @@ def test_difficulty_on_the_papers_data_ends_after_twenty_epochs():
         "voc_resplit,difficulty": [20, 10],
     }
     stages = toy.config("cdcr", "coco2014,difficulty").stages
-    assert [stage["optim"]["schedule_epochs"] for stage in stages] == [80, 80]
+    assert [stage["optim"]["schedule"]["epochs"] for stage in stages] == [80, 80]
 
 
 def test_no_scoring_before_its_start():

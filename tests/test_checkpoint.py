@@ -22,9 +22,9 @@ from jax.sharding import PartitionSpec as P
 from conftest import golden_file
 from mljax import optim
 from mljax.errors import UserError
-from mljax.trees import path_name
 from mljax.rundir import seal
 from mljax.rundir.checkpoint import Checkpoints, NotFinite
+from mljax.trees import path_name
 from mljax.types import TrainState
 
 ROOT = Path(__file__).parents[1]

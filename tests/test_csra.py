@@ -11,7 +11,7 @@ from mljax import experiment
 from mljax.check import check
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
-from mljax.optim.schedules import make_schedule
+from mljax.optim.schedules import Steps, make_schedule
 from mljax.systems.csra import CSRA, TEMPERATURES
 from mljax.types import Meta
 from mljax.weights import published
@@ -144,7 +144,7 @@ def test_what_a_user_can_get_wrong():
 
 def test_words_of_the_config():
     found = toy.config("csra", "coco2014,heads=6")
-    assert (found.system.heads, found.system.lam, found.optim.every) == (6, 0.5, 5)
+    assert (found.system.heads, found.system.lam, found.optim.schedule.every) == (6, 0.5, 5)
     for word, size, count in (("vit_base", 224, 1), ("vit_large", 448, 8)):
         for data in ("voc2007", "coco2014"):
             found = toy.config("csra", f"{word},{data}")
@@ -159,9 +159,8 @@ def test_words_of_the_config():
 @pytest.mark.parametrize(("word", "every"), [("voc2007", 4), ("coco2014", 5)])
 def test_two_epochs_of_warm_up_then_steps(word, every):
     """The authors' rate, batch by batch: base * i / (2 epochs) in the first two, then a tenth every so many epochs."""
-    optim = toy.config("csra", word).optim.to_dict()
-    chosen = {k: optim[k] for k in ("schedule", "lr", "every", "warmup_epochs", "warmup_start")}
-    schedule, _ = make_schedule(**chosen, total_steps=30 * 7, steps_per_epoch=7)
+    optim = toy.config("csra", word).optim
+    schedule = make_schedule(optim.schedule, Steps(optim.lr, total=30 * 7, per_epoch=7)).rate
     for step in range(30 * 7):
         wanted = 0.1 * min(1, step / 14) * 0.1 ** (step // 7 // every)
         np.testing.assert_allclose(schedule(step), wanted, rtol=1e-5, atol=1e-12)

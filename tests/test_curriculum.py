@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from mljax.losses.criterion import Criterion
 import toy
 from mljax import experiment, train
 from mljax.errors import UserError
+from mljax.losses.criterion import Criterion
 from mljax.systems.curriculum import STRATEGIES, Curriculum, relabel
 from mljax.types import Meta
 from test_resume import interrupted_at, last_state, same_state
@@ -171,7 +171,7 @@ def test_pmap_run_equals_jit_run(tmp_path):
     found = {}
     for kind in ("jit", "pmap"):
         config = small(parallel=kind)
-        config.optim.update(name="sgd", schedule="constant", lr=0.02)
+        config.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.02)
         train.fit(config, tmp_path / kind)
         found[kind] = last_state(tmp_path / kind)
     for path, value in found["jit"].items():

@@ -275,7 +275,7 @@ def test_pack_command(capsys, tmp_path):
 def test_wrong_words(capsys, tmp_path):
     for argv, message in (
         (["stat", SCENES], "no command 'stat' .did you mean 'stats'"),
-        (["stats", SCENES, "more"], "'more' is left over"),
+        (["stats", SCENES, "more"], "'more' is not expected here"),
         (["pack", SCENES], "folder to pack into is missing"),
         (["prepare", "voc2007"], "--root is missing"),
         (["prepare", "voc2007", "--root=x", "--config.seed=1"], "no --config"),

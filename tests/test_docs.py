@@ -12,22 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from mljax import build, optim, sweep
+from mljax import build, sweep
 from mljax.check import check
 from mljax.config.base import base
 from mljax.config.command import Parser
 from mljax.config.flags import parse
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
+from mljax.config.sections import OPTIM
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
 from mljax.pipeline import transforms
-from mljax.train.step import TRAINER_KEYS
 
 ROOT = Path(__file__).parents[1]
 TOUR = ROOT / "notebooks" / "tour.py"
 LARGEST = 300_000
-KINDS = {"system": "systems", "backbone": "backbones", "data": "data", "loss": "losses"}
 
 
 def percent_cells(text):
@@ -92,10 +91,7 @@ def stopping(parse_args):
 
 def checked(argument, overrides):
     """A config by its argument and overrides, as a run would check it."""
-    config = read_config(argument)
-    for key, value in overrides:
-        override(config, key, value)
-    for stage in stage_configs(config):
+    for stage in stage_configs(overridden(read_config(argument), overrides)):
         check(stage)
 
 
@@ -150,17 +146,11 @@ def test_configs_and_words_exist(page):
 
 def keys_of(section):
     """What may be set in a section: its keys, and the keywords of whatever it can name."""
-    found = set()
-    constructors = list(build.names(KINDS[section]).values()) if section in KINDS else []
-    constructors += {
-        "optim": [optim.optimizer],
-        "input.train": [transforms.train],
-        "input.eval": [transforms.evaluate],
-    }.get(section, [])
-    for constructor in constructors:
-        found |= set(build.keywords(constructor))
-    own = {"optim": TRAINER_KEYS}.get(section, ())
-    return found | set(own) | ({"name", "reduction"} if section in KINDS else set())
+    kind = build.SECTIONS.get(section)
+    constructors = list(build.names(kind).values()) if kind else []
+    constructors += {"input.train": [transforms.train], "input.eval": [transforms.evaluate]}.get(section, [])
+    shared = {"optim": OPTIM, "loss": ("name", "reduction")}.get(section, ("name",) if kind else ())
+    return {key for constructor in constructors for key in build.keywords(constructor)} | set(shared)
 
 
 def assert_key(key):
@@ -182,7 +172,7 @@ def test_config_keys_exist(page):
     for key in sorted(keys):
         assert_key(key)
     for key, value in re.findall(r"--config\.([\w.]+)=([^\s`]*)", text):
-        override(base(), key, value.rstrip(".,;"))
+        overridden(base(), [(key, value.rstrip(".,;"))])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -7,11 +7,11 @@ import resource
 import numpy as np
 import pytest
 
-from mljax.train.trainer import Trainer
 import toy
 from mljax import rundir, train
 from mljax.errors import UserError
 from mljax.rundir.progress import Writer
+from mljax.train.trainer import Trainer
 from own_data import report, saved, steps_logged
 
 pytestmark = pytest.mark.usefixtures("surroundings")

@@ -14,7 +14,7 @@ from mljax.train import warm_start
 
 def config_of(**settings):
     found = toy.config("baseline", "smoke")
-    found.optim.update(name="sgd", schedule="constant", lr=0.1, epochs=1, **settings)
+    found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.1, epochs=1, **settings)
     return found
 
 

@@ -421,7 +421,7 @@ def test_every_view_keeps_images_and_labels_together():
 def test_one_step_alone_trains_its_whole_schedule(word, epochs):
     for data in ("coco2014", "nuswide"):
         found = read_config(f"configs/mulcon.py:{data},{word}")
-        assert found.optim.epochs == epochs and found.optim.schedule_epochs == 25
+        assert found.optim.epochs == epochs and found.optim.schedule.epochs == 25
     assert read_config(f"configs/mulcon.py:voc_resplit,{word}").optim.epochs == 8
 
 
@@ -463,7 +463,14 @@ def test_two_steps_in_one_command(tmp_path):
     found.data.update(train_images=32, test_images=16)
     found.system.update(CROSS)
     first, second = found.stages
-    still = {"name": "sgd", "lr": 1e-9, "epochs": 1, "batch_size": 16, "schedule": "constant", "momentum": 0.0}
+    still = {
+        "name": "sgd",
+        "lr": 1e-9,
+        "epochs": 1,
+        "batch_size": 16,
+        "schedule": {"name": "constant"},
+        "momentum": 0.0,
+    }
     found.stages = (first, {**second, "optim": still})
     train.fit(found, tmp_path / "run")
     stages = []

@@ -10,9 +10,8 @@ import optax
 import pytest
 
 from mljax import optim, trees
-from mljax.build import build
 from mljax.errors import UserError
-from mljax.optim import groups, schedules
+from mljax.optim import curves, groups
 
 STEPS = 40
 
@@ -96,47 +95,47 @@ def _one_cycle(step, total, pct, low, high, end):
 
 @pytest.mark.parametrize("total, pct", [(100, 0.2), (37, 0.3), (7, 0.2), (1000, 0.25), (10, 0.0), (10, 1.0)])
 def test_one_cycle(total, pct):
-    schedule = schedules.one_cycle(3e-4, total, pct)
+    schedule = curves.one_cycle(3e-4, total, pct)
     ours = [float(schedule(step)) for step in range(total)]
     theirs = [_one_cycle(step, total, pct, 3e-4 / 25, 3e-4, 3e-4 / 25e4) for step in range(total)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-11)
 
 
 def test_one_cycle_corners():
-    schedule, beta = schedules.one_cycle(1.0, 100), schedules.one_cycle_momentum(100)
+    schedule, beta = curves.one_cycle(1.0, 100), curves.one_cycle_momentum(100)
     assert float(schedule(0)) == pytest.approx(1 / 25, rel=1e-6)
     assert float(schedule(19)) == pytest.approx(1.0, rel=1e-6)
     assert float(schedule(99)) == pytest.approx(1 / 25e4, rel=1e-5)
     assert float(schedule(500)) == pytest.approx(1 / 25e4, rel=1e-5)
     assert [round(float(beta(s)), 6) for s in (0, 19, 99)] == [0.95, 0.85, 0.95]
     # a peak at step 0, and a run of a single step, give numbers
-    assert float(schedules.one_cycle(1.0, 5, 0.2)(0)) == pytest.approx(1.0)
-    assert np.isfinite(float(schedules.one_cycle(1.0, 1)(0)))
+    assert float(curves.one_cycle(1.0, 5, 0.2)(0)) == pytest.approx(1.0)
+    assert np.isfinite(float(curves.one_cycle(1.0, 1)(0)))
 
 
 def test_step_decay():
-    every = schedules.step_decay(1.0, every=10)
+    every = curves.step_decay(1.0, every=10)
     assert [round(float(every(s)), 7) for s in (0, 9, 10, 19, 20)] == [1, 1, 0.1, 0.1, 0.01]
-    at = schedules.step_decay(0.5, boundaries=(3, 5), factor=0.2)
+    at = curves.step_decay(0.5, boundaries=(3, 5), factor=0.2)
     assert [round(float(at(s)), 7) for s in (0, 2, 3, 4, 5, 9)] == [0.5, 0.5, 0.1, 0.1, 0.02, 0.02]
 
 
 def test_warmup_cosine():
-    schedule = schedules.warmup_cosine(2.0, 20, 4)
+    schedule = curves.warmup_cosine(2.0, 20, 4)
     expected = [2 * (0.1 + 0.9 * s / 4) for s in range(4)]
     expected += [1 + math.cos(math.pi * (s - 4) / 16) for s in range(4, 21)]
     np.testing.assert_allclose([float(schedule(s)) for s in range(21)], expected, atol=1e-6)
     assert float(schedule(99)) == pytest.approx(0, abs=1e-7)
-    assert float(schedules.warmup_cosine(2.0, 20, 0)(0)) == 2.0
+    assert float(curves.warmup_cosine(2.0, 20, 0)(0)) == 2.0
 
 
 def test_schedule_is_traceable_and_typed():
     steps = jnp.arange(12)
     for schedule in (
-        schedules.one_cycle(1.0, 12),
-        schedules.step_decay(1.0, every=3),
-        schedules.warmup_cosine(1.0, 12, 3),
-        schedules.one_cycle_momentum(12),
+        curves.one_cycle(1.0, 12),
+        curves.step_decay(1.0, every=3),
+        curves.warmup_cosine(1.0, 12, 3),
+        curves.one_cycle_momentum(12),
     ):
         values = jax.jit(jax.vmap(schedule))(steps)
         assert values.dtype == jnp.float32 and values.shape == (12,)
@@ -149,7 +148,7 @@ def test_schedule_is_traceable_and_typed():
 @pytest.mark.parametrize("decay", [0.0, 0.05])
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_adam(name, decay):
-    tx = optim.optimizer(_params(), name=name, lr=1e-2, schedule="constant", weight_decay=decay)
+    tx = optim.optimizer(_params(), name=name, lr=1e-2, schedule={"name": "constant"}, weight_decay=decay)
     theirs = _reference(_params(), _adam(lambda s: 0.9), lambda s: 1e-2, decay, coupled=name == "adam")
     _close(_run(tx, _params())[0], theirs, 2e-6)
 
@@ -165,7 +164,9 @@ def test_adam_one_cycle_with_beta1():
     ours, state = _run(tx, _params())
     _close(ours, _reference(_params(), _adam(beta), lr, 1e-3))
     assert float(optim.learning_rate(state)) == pytest.approx(lr(STEPS - 1), rel=1e-4)
-    fixed = optim.optimizer(_params(), lr=1e-2, total_steps=STEPS, weight_decay=1e-3, beta1_cycle=False)
+    fixed = optim.optimizer(
+        _params(), lr=1e-2, total_steps=STEPS, weight_decay=1e-3, schedule={"name": "one_cycle", "beta1_cycle": False}
+    )
     _close(_run(fixed, _params())[0], _reference(_params(), _adam(lambda s: 0.9), lr, 1e-3))
 
 
@@ -175,8 +176,7 @@ def test_sgd(momentum, nesterov):
         _params(),
         name="sgd",
         lr=0.02,
-        schedule="step",
-        every=1,
+        schedule={"name": "step", "every": 1},
         steps_per_epoch=15,
         momentum=momentum,
         nesterov=nesterov,
@@ -189,7 +189,7 @@ def test_sgd(momentum, nesterov):
 
 def test_coupled_switch():
     """Adam with coupled=False is AdamW; AdamW with coupled=True is Adam."""
-    settings = dict(lr=1e-2, schedule="constant", weight_decay=0.1)
+    settings = dict(lr=1e-2, schedule={"name": "constant"}, weight_decay=0.1)
     adamw = _run(optim.optimizer(_params(), name="adamw", **settings), _params())[0]
     _close(_run(optim.optimizer(_params(), name="adam", coupled=False, **settings), _params())[0], adamw, 0)
     adam = _run(optim.optimizer(_params(), name="adam", **settings), _params())[0]
@@ -201,7 +201,13 @@ def test_accumulate_averages_gradients_and_counts_updates():
     """Eight batches, four by four, are two SGD updates with the mean gradient; the schedule drops after the first."""
     params = {"w": np.zeros(3, np.float32)}
     tx = optim.optimizer(
-        params, name="sgd", lr=1.0, schedule="step", boundaries=(1,), steps_per_epoch=4, momentum=0.0, accumulate=4
+        params,
+        name="sgd",
+        lr=1.0,
+        schedule={"name": "step", "boundaries": (1,)},
+        steps_per_epoch=4,
+        momentum=0.0,
+        accumulate=4,
     )
     grads = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
     state, seen = tx.init(params), []
@@ -217,13 +223,17 @@ def test_accumulate_averages_gradients_and_counts_updates():
 
 def test_stop_earlier_than_the_schedule():
     """ASL: a one-cycle of 80 epochs of which 41 are run; rates are those of the 80."""
+
+    def cycle(epochs):
+        return {"name": "one_cycle", "epochs": epochs}
+
     tx = optim.optimizer(
-        _params(), lr=1.0, total_steps=41, steps_per_epoch=1, schedule_epochs=80, groups=(("head", {"frozen": True}),)
+        _params(), lr=1.0, total_steps=41, steps_per_epoch=1, schedule=cycle(80), groups=(("head", {"frozen": True}),)
     )
     state = _run(tx, _params(), 41)[1]
     assert float(optim.learning_rate(state)) == pytest.approx(_one_cycle(40, 80, 0.2, 1 / 25, 1, 1 / 25e4), rel=1e-5)
-    with pytest.raises(UserError, match="schedule_epochs is 40, less than the epochs of the run"):
-        optim.optimizer(_params(), total_steps=41, steps_per_epoch=1, schedule_epochs=40)
+    with pytest.raises(UserError, match="schedule.epochs is 40, less than the epochs of the run"):
+        optim.optimizer(_params(), total_steps=41, steps_per_epoch=1, schedule=cycle(40))
 
 
 # Groups
@@ -243,7 +253,7 @@ def test_groups_by_hand():
         name="sgd",
         momentum=0.0,
         lr=1.0,
-        schedule="constant",
+        schedule={"name": "constant"},
         weight_decay=0.25,
         groups=GROUPS,
         no_decay=("scale", "bias"),
@@ -280,7 +290,9 @@ def test_frozen_group_has_no_memory_and_no_part_in_the_norm():
     trained = {np.shape(leaf) for leaf in jax.tree.leaves(state) if np.ndim(leaf)}
     assert trained == {(4, 2), (2,)}
     # with SGD the update shows the clipped gradient: huge frozen gradients leave it alone
-    tx = optim.optimizer(params, name="sgd", momentum=0.0, lr=1.0, schedule="constant", groups=frozen, clip_norm=1e6)
+    tx = optim.optimizer(
+        params, name="sgd", momentum=0.0, lr=1.0, schedule={"name": "constant"}, groups=frozen, clip_norm=1e6
+    )
     grads = {"backbone": jax.tree.map(lambda p: jnp.full(p.shape, 1e9), params["backbone"])}
     grads["head"] = jax.tree.map(jnp.ones_like, params["head"])
     updates = tx.update(grads, tx.init(params), params)[0]
@@ -309,39 +321,46 @@ def test_freeze_matching_is_relative_to_the_backbone():
         ((("backbone", {}), ("stem", {"lr": 0.1})), "'stem' .* comes too late"),
         ((("head", {"learning": 1}),), "has no setting 'learning'"),
         ((("head", {"froze": True}),), "did you mean 'frozen'"),
-        ((("head", {"lr": -1}),), "sets lr to -1"),
-        ((("head(", {"lr": 1}),), "no regular expression"),
+        ((("head", {"lr": -1}),), "has lr=-1"),
+        ((("head(", {"lr": 1}),), "is not a regular expression"),
         (((".", {"frozen": True}),), "freeze every parameter"),
     ],
 )
 def test_wrong_groups(groups, words):
     with pytest.raises(UserError, match=words):
-        optim.optimizer(_params(), schedule="constant", groups=groups)
+        optim.optimizer(_params(), schedule={"name": "constant"}, groups=groups)
 
 
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(name="adm"), "'adm', which is no optimiser .did you mean 'adam'"),
-        (dict(schedule="onecycle"), "did you mean 'one_cycle'"),
-        (dict(schedule="one_cycle"), "needs total_steps"),
-        (dict(schedule="step", steps_per_epoch=3), "either config.optim.every or"),
-        (dict(schedule="step", every=3), "needs steps_per_epoch"),
+        (dict(name="adm"), "no 'adm' among the optimizers .did you mean 'adam'"),
+        (dict(schedule={"name": "onecycle"}), "no 'onecycle' among the schedules .did you mean 'one_cycle'"),
+        (dict(schedule={"name": "one_cycle"}), "needs total_steps"),
+        (dict(schedule={"name": "step"}, steps_per_epoch=3), "either config.optim.schedule.every or"),
+        (dict(schedule={"name": "step", "every": 3}), "needs steps_per_epoch"),
+        (
+            dict(schedule={"name": "constant", "pct_start": 0.3}),
+            r"\('constant'\) has no setting 'pct_start'; 'one_cycle' has",
+        ),
         (dict(lr=0.0), "lr is 0.0"),
         (dict(lr=float("nan")), "lr is nan"),
         (dict(weight_decay=-1.0), "weight_decay is -1"),
         (dict(betas=(0.9, 1.0)), "betas"),
-        (dict(nesterov=True), "nesterov needs"),
+        (dict(name="sgd", momentum=0.0, nesterov=True), "nesterov needs"),
+        (dict(nesterov=True), "'adam'. has no setting 'nesterov'; 'sgd' has it"),
+        (dict(name="sgd", momentum=1.0), "momentum is 1.0"),
         (dict(accumulate=0), "accumulate is 0"),
         (dict(clip_norm=0.0), "clip_norm is 0"),
-        (dict(mode="maximum"), "mode is 'maximum'"),
+        (dict(schedule={"name": "plateau", "mode": "maximum"}), "mode is 'maximum'"),
+        (dict(schedule={"name": "plateau", "metric": "map"}), "metric is 'map'; expected one of mAP, CF1, OF1, loss"),
         (dict(no_decay=("bais",)), "names 'bais' .*did you mean 'bias'"),
-        (dict(total_steps=10, pct_start=20.0), "pct_start is 20"),
+        (dict(total_steps=10, schedule={"name": "one_cycle", "pct_start": 20.0}), "pct_start is 20"),
     ],
 )
 def test_wrong_settings(settings, words):
     if "total_steps" not in settings:
-        settings = {"schedule": "constant", **settings}
+        settings = {"schedule": {"name": "constant"}, **settings}
     with pytest.raises(UserError, match=words):
         optim.optimizer(_params(), **settings)
 
@@ -349,12 +368,12 @@ def test_wrong_settings(settings, words):
 def test_shapes_suffice_and_config_section_builds():
     """params may be shapes, and the section of a config (lists after a JSON round trip) builds the same."""
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, _params()))
-    section = {"name": "adamw", "lr": 1e-2, "schedule": "constant", "groups": [["head", {"lr": 0.5}]]}
-    tx = build("optim", section, params=shapes)
+    section = {"name": "adamw", "lr": 1e-2, "schedule": {"name": "constant"}, "groups": [["head", {"lr": 0.5}]]}
+    tx = optim.optimizer(shapes, **section)
     other = optim.optimizer(_params(), **section)
     _close(_run(tx, _params(), 3)[0], _run(other, _params(), 3)[0], 0)
     with pytest.raises(UserError, match=r"no setting 'momentun' .did you mean 'momentum'"):
-        build("optim", {**section, "momentun": 0.9}, params=shapes)
+        optim.optimizer(shapes, **{**section, "name": "sgd", "momentun": 0.9})
 
 
 def test_flax_model_fits_and_state_is_stable():
@@ -386,7 +405,7 @@ def test_flax_model_fits_and_state_is_stable():
 def test_plateau_scales_updates_and_lives_in_the_state():
     """mode max, patience 1: best .5, then .4 .4 (two bad) lowers; the threshold makes .50004 no improvement."""
     params = {"w": np.zeros(2, np.float32)}
-    tx = optim.optimizer(params, name="sgd", momentum=0.0, lr=1.0, schedule="plateau", patience=1)
+    tx = optim.optimizer(params, name="sgd", momentum=0.0, lr=1.0, schedule={"name": "plateau", "patience": 1})
     state = tx.init(params)
     rates = []
     for metric in (0.5, 0.4, 0.50004, 0.6, float("nan"), 0.6, 0.7):
@@ -415,8 +434,8 @@ def test_plateau_equal_metric_is_no_improvement():
 
 
 def test_plateau_needs_its_schedule():
-    tx = optim.optimizer(_params(), schedule="constant")
-    with pytest.raises(UserError, match="schedule is not 'plateau'"):
+    tx = optim.optimizer(_params(), schedule={"name": "constant"})
+    with pytest.raises(UserError, match="schedule.name is not 'plateau'"):
         optim.plateau_update(tx.init(_params()), 0.5)
 
 

@@ -37,7 +37,7 @@ BEGUN = {
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
     found = toy.without_dropout(toy.config(name, ema=0.9))
-    found.optim.name, found.optim.schedule, found.optim.lr = "sgd", "constant", 0.05  # Adam would hide a scale
+    found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.05)  # Adam would hide a scale
     settings, memory, reached = BEGUN.get(name, ({}, None, ()))
     found.system.update(settings)
     terms = []

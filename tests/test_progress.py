@@ -11,9 +11,8 @@ from rich.console import Console
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
-from mljax import parallel
 import toy
-from mljax import train
+from mljax import parallel, train
 from mljax.errors import UserError
 from mljax.rundir import progress
 from mljax.rundir.progress import Meter, Writer

@@ -311,7 +311,10 @@ def test_one_label_and_dropout_in_training_only():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"self_attention": "al"}, r"self_attention is 'al'; expected one of none, first, others, all \(did you mean 'all'"),
+        (
+            {"self_attention": "al"},
+            r"self_attention is 'al'; expected one of none, first, others, all \(did you mean 'all'",
+        ),
         ({"width": 30}, "width is 30; 2-D sine positions need a multiple of 4"),
         ({"width": 32, "heads": 3}, "heads=3 do not divide config.system.width=32"),
         ({"heads": 0}, "heads is 0; expected at least 1"),

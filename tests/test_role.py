@@ -157,7 +157,7 @@ def test_loss_reads_the_rows_of_the_batch():
 
 def test_table_has_ten_times_the_rate_no_decay_and_no_average():
     found = toy.config("role", ema=0.9)
-    found.optim.update(name="sgd", schedule="constant", lr=0.01, momentum=0.0, weight_decay=0.1)
+    found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.01, momentum=0.0, weight_decay=0.1)
     run, source = toy.assembled(found)
     variables = experiment.init_variables(run, 0)
     tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)
@@ -188,7 +188,7 @@ def test_table_has_ten_times_the_rate_no_decay_and_no_average():
 
 def test_rows_touched_on_two_devices_are_summed():
     found = toy.config("role")
-    found.optim.update(name="sgd", schedule="constant", lr=0.05, momentum=0.0, weight_decay=0.0)
+    found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.05, momentum=0.0, weight_decay=0.0)
     results = []
     for kind, count in (("jit", 1), ("jit", 2), ("pmap", 2)):
         found.parallel = kind

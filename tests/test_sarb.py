@@ -293,7 +293,10 @@ def test_bad_input():
     bare = type(facts)(name="toy", classes=facts.classes, labels=facts.labels, observed=facts.observed)
     with pytest.raises(UserError, match="SARB looks for labels by their vectors and 'toy' has none"):
         build(meta=bare)
-    with pytest.raises(UserError, match=r"config.system.blends is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'"):
+    with pytest.raises(
+        UserError,
+        match=r"config.system.blends is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'",
+    ):
         build(blends="instances")
     with pytest.raises(UserError, match=r"config.system.every is 0; expected at least 1"):
         build(every=0)

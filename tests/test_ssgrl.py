@@ -302,7 +302,7 @@ def test_known_words_are_the_rows_of_one_table(data):
     own = rows["ssgrl"].system
     assert (own.channels, own.width, own.hidden, own.reset_gate, own.pool) == (1024, 1024, 512, "fixed", 2)
     optim = {"name": "adam", "lr": 1e-5, "epochs": 20, "batch_size": 32, "weight_decay": 5e-4}
-    assert dict(rows["ssgrl"].optim) == optim | {"schedule": "step", "every": 10}
+    assert rows["ssgrl"].optim.to_dict() == optim | {"schedule": {"name": "step", "every": 10}}
     assert rows["ssgrl"].loss == rows["ml_gcn"].loss == rows["partial_bce"].loss != rows["sst"].loss
 
 

@@ -303,7 +303,9 @@ def test_bad_input():
         ("branches", "its", "ist"), ("form", "papers", "paper"), ("cooccurrence", "images", "image"),
         ("pooling", "activations", "activation"),
     ):  # fmt: skip
-        with pytest.raises(UserError, match=rf"config.system.{key} is '{value}'; expected one of .*{hint}.* \(did you mean '{hint}'"):
+        with pytest.raises(
+            UserError, match=rf"config.system.{key} is '{value}'; expected one of .*{hint}.* \(did you mean '{hint}'"
+        ):
             build(**{key: value})
     with pytest.raises(UserError, match=r"config.system.memory is 0; expected at least 1"):
         build(memory=0)

@@ -38,7 +38,7 @@ def test_wrong_words_are_said_before_anything_runs(tmp_path):
         sweep.main([*options, "--over", "sytem.sga_heads=1"])
     with pytest.raises(UserError, match="no flag --epochs"):
         sweep.main([*options, "--epochs=3"])
-    with pytest.raises(UserError, match="no whole numbers between commas"):
+    with pytest.raises(UserError, match="are not whole numbers with commas between them"):
         sweep.main([*options, "--seeds=0;1"])
     with pytest.raises(UserError, match="--jobs is 0"):
         sweep.main([*options, "--jobs=0"])

@@ -57,7 +57,7 @@ def toy_system(request):
     `step(batch, at)` is the state and the metrics after one step that counts as step `at`.
     """
     name = request.param
-    rate = {"optim__lr": RATES.get(name, 2e-3), "optim__schedule": "constant"}
+    rate = {"optim__lr": RATES.get(name, 2e-3), "optim__schedule": {"name": "constant"}}
     config = toy.without_dropout(toy.config(name, optim__batch_size=8, **rate))
     config.data.train_images = 8
     config.input.train = {"crop": "squish", "flip": 0.0}

@@ -315,7 +315,9 @@ def test_normalised_nodes_do_not_grow_with_the_map(golden):
 
 
 def test_attention_over_the_batch_is_the_same_on_two_devices():
-    found = toy.config("tdrg", system__attend="batch", optim__name="sgd", optim__schedule="constant", optim__lr=0.05)
+    found = toy.config(
+        "tdrg", system__attend="batch", optim__name="sgd", optim__schedule={"name": "constant"}, optim__lr=0.05
+    )
     one, losses = toy.steps(found, 1)
     for kind in ("jit", "pmap"):
         found.parallel = kind

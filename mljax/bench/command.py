@@ -17,7 +17,7 @@ from typing import Any
 from mljax.config.command import Parser
 from mljax.config.derive import derive
 from mljax.config.flags import parse
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.errors import UserError, nearest
 from mljax.types import Config
@@ -103,9 +103,7 @@ def configured(config_flags: list[str], args: Any) -> Config:
     flags = parse(config_flags)
     if "config" not in flags:
         raise UserError("The flag --config is missing; see python -m mljax.bench --help.")
-    config = read_config(flags["config"])
-    for key, value in flags["overrides"]:
-        override(config, key, value)
+    config = overridden(read_config(flags["config"]), flags["overrides"])
     stages = stage_configs(config)
     if args.stage > len(stages):
         raise UserError(f"--stage={args.stage}: {flags['config']} has {len(stages)}.")

@@ -20,7 +20,7 @@ import numpy as np
 from mljax import experiment
 from mljax.build import find, keywords, settings
 from mljax.config.command import Parser, guarded
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.data import digests, masks, prepare, stats, unseen
 from mljax.data.files import data_folder
@@ -56,12 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.command not in COMMANDS:
         raise UserError(f"There is no command {args.command!r}{nearest(args.command, COMMANDS)}.")
     if args.place is not None and args.command != "pack":
-        raise UserError(f"The argument {args.place!r} is left over; see python -m mljax.data --help.")
+        raise UserError(f"The argument {args.place!r} is not expected here; see python -m mljax.data --help.")
     if args.command == "prepare":
         return _prepare(args, overrides)
-    config = read_config(args.what)
-    for key, value in overrides:
-        override(config, key, value)
+    config = overridden(read_config(args.what), overrides)
     commands = {"stats": _stats, "show": _show, "pack": _pack, "observe": _observe, "check": _check}
     return commands[args.command](config, args)
 
@@ -117,7 +115,6 @@ def _check(config: Any, args: Any) -> int:
 
 
 def _show(config: Any, args: Any) -> int:
-
     split = args.split or config.splits.train
     source = unseen.without(_source(config, split, training=True), config.unseen)
     if split == config.splits.train:  # what training makes of it: labels that it does not see, and false ones
@@ -132,8 +129,8 @@ def _show(config: Any, args: Any) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         page.save(path)
     except (OSError, ValueError) as error:
-        told = getattr(error, "strerror", None) or error
-        raise UserError(f"The page {str(path)!r} cannot be written ({told}): give --out=samples.png.") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"The page {str(path)!r} cannot be written ({reason}); give --out=samples.png.") from None
     print(f"{path}: {min(args.count, len(source))} photos of {source.name}, up to {args.views} augmented views each")
     return 0
 
@@ -142,9 +139,9 @@ def _pack(config: Any, args: Any) -> int:
     if not args.place:
         raise UserError("The folder to pack into is missing: python -m mljax.data pack CONFIG OUT.")
     if config.data.get("name") == "packed":
-        raise UserError("The config's data is packed already: give one whose data is not.")
-    wanted = args.split.split(",") if args.split else [split.partition("[")[0] for _, split in _splits(config)]
-    for split in dict.fromkeys(wanted):
+        raise UserError("The config's data is packed already; give a config whose data is not.")
+    chosen = args.split.split(",") if args.split else [split.partition("[")[0] for _, split in _splits(config)]
+    for split in dict.fromkeys(chosen):
         evaluated = _source(config, split, training=False)
         trained = _source(config, split, training=True) if evaluated.observed.any() else evaluated
         sources = {True: trained, False: evaluated}
@@ -156,24 +153,20 @@ def _pack(config: Any, args: Any) -> int:
             quality=args.quality,
             progress=lambda what, done, total: prepare.stderr(f"{what}: {done:,} of {total:,}"),
         )
-        took = f"packed in {time.perf_counter() - began:.0f} s" if written else "was packed before"
-        print(f"{Path(args.place) / split}: {len(evaluated):,} images of {evaluated.name} {took}")
+        result = f"packed in {time.perf_counter() - began:.0f} s" if written else "was packed before"
+        print(f"{Path(args.place) / split}: {len(evaluated):,} images of {evaluated.name} {result}")
     print(f"use it with --config.data.name=packed --config.data.root={args.place}")
     return 0
 
 
 def _prepare(args: Any, overrides: list[tuple[str, str]]) -> int:
     if overrides:
-        raise UserError("prepare takes the name of a data set and --root, no --config.")
+        raise UserError("prepare takes the name of a data set and --root; leave --config.KEY=VALUE out.")
     if not args.root:
-        raise UserError("The flag --root is missing: --root=FOLDER, which then is MLJAX_DATA.")
+        raise UserError("The flag --root is missing; give --root=FOLDER, the folder that MLJAX_DATA names.")
     for line in prepare.prepare(args.what, Path(args.root).expanduser(), say=prepare.stderr):
         print(line)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(main))
 
 
 def _observe(config: Any, args: Any) -> int:

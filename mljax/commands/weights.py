@@ -37,11 +37,11 @@ def _record(name: str) -> Weights:
 
 def _show(name: str) -> int:
     record = _record(name)
-    facts = {key: "-" if value is None else value for key, value in dataclasses.asdict(record).items()}
+    fields = {key: "-" if value is None else value for key, value in dataclasses.asdict(record).items()}
     place = hub.local_names(name, record.file)[0]
     later = "downloaded at first use" if record.hub else f"put it into $MLJAX_DATA/weights as {place}"
-    facts["path"] = hub.find(name, record.hub, record.file) or f"not here; {later}"
-    for key, value in facts.items():
+    fields["path"] = hub.find(name, record.hub, record.file) or f"not here; {later}"
+    for key, value in fields.items():
         print(f"{key:<8} {value}")
     return 0
 
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     if flags["command"] == "convert":
         flags["overrides"] = overrides
     elif overrides:
-        raise UserError(f"--config.{overrides[0][0]} is of the command convert alone.")
+        raise UserError(f"--config.{overrides[0][0]} belongs to the command convert; leave it out.")
     run = {"list": _list, "show": _show, "convert": _convert, "verify": _verify}[flags.pop("command")]
     return run(**flags)
 

@@ -2,35 +2,34 @@
 
 from mljax.config.base import Words, base, choose, smoke
 from mljax.config.data_sets import (
+    DATA_SETS,
     MIRRORED,
     VIEWS,
-    coco2014,
+    data_set,
     data_sets,
-    nuswide,
     own_csv,
     resnet101,
     small_sets,
-    visual_genome,
-    voc,
     voc_resplit,
 )
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden, override
 from mljax.config.reading import read_config
 from mljax.config.stages import stage_configs
 from mljax.config.text import completed, differences, from_json, to_json
 
 __all__ = [
+    "DATA_SETS",
     "MIRRORED",
     "VIEWS",
     "Words",
     "base",
     "choose",
-    "coco2014",
     "completed",
+    "data_set",
     "data_sets",
     "differences",
     "from_json",
-    "nuswide",
+    "overridden",
     "override",
     "own_csv",
     "read_config",
@@ -39,7 +38,5 @@ __all__ = [
     "smoke",
     "stage_configs",
     "to_json",
-    "visual_genome",
-    "voc",
     "voc_resplit",
 ]

@@ -3,13 +3,18 @@
 A file in `configs/` says only what differs: `configs/cmsg.py:voc2007,smoke` calls its `get_config("voc2007,smoke")`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict, config_dict
 
+from mljax.config.data_sets import DATA_SETS, VARIANTS
 from mljax.errors import UserError, nearest
-from mljax.types import Config
+
+if TYPE_CHECKING:
+    from mljax.types import Config
 
 Words = Mapping[str, Callable[..., Any]]
 
@@ -51,7 +56,10 @@ def base() -> Config:
     config.system = {"name": "baseline"}
     config.loss = {"name": "bce", "reduction": "mean"}
     config.optim = ConfigDict(
-        {"name": "adamw", "lr": 2e-3, "epochs": 10, "batch_size": 32, "schedule": "one_cycle", "weight_decay": 1e-2}
+        {
+            **{"name": "adamw", "lr": 2e-3, "epochs": 10, "batch_size": 32, "weight_decay": 1e-2},
+            "schedule": {"name": "one_cycle"},  # one of mljax.optim.schedules and its settings
+        }
     )
     config.ema = 0.0  # decay of the averaged parameters; 0: none
     config.eval = ConfigDict(
@@ -71,22 +79,6 @@ def base() -> Config:
     return config
 
 
-# Words that set a whole experiment, so that what other words change must come after them.
-DATA_SETS = (
-    "voc2007",
-    "voc2012",
-    "coco2014",
-    "coco576",
-    "nuswide",
-    "nuswide_zero_shot",
-    "vg200",
-    "vg500",
-    "openimages",
-    "voc_resplit",
-    "csv",
-)
-
-
 def choose(config: Config, arg: str | None, words: Words) -> Config:
     """Apply the words of `configs/x.py:word,word`: those of data sets first, then the others in order, `smoke` last.
 
@@ -95,20 +87,20 @@ def choose(config: Config, arg: str | None, words: Words) -> Config:
       words: name -> a function that changes the config in place; "key=value" words call `words["key"]` with the value.
     """
     chosen = [w for w in (arg or "").split(",") if w]
-    chosen.sort(key=lambda w: 2 if w == "smoke" else w not in DATA_SETS)
+    chosen.sort(key=lambda w: 2 if w == "smoke" else w not in (*DATA_SETS, *VARIANTS))
     table = {"smoke": smoke, **words}
     for word in chosen:
         key, _, value = word.partition("=")
         name = f"{key}=" if value else key
         if name == key and f"{key}=" in table and (key not in table or word != key):
-            raise UserError(f"The word {key!r} wants a value: {key}=VALUE.")
+            raise UserError(f"The word {key!r} needs a value: {key}=VALUE.")
         if name not in table:
             raise UserError(f"The config has no experiment {word!r}{nearest(word, table)}.")
         if value:
             try:
                 table[name](config, value)
             except ValueError:
-                raise UserError(f"The word {word!r} wants a number behind the equals sign.") from None
+                raise UserError(f"The word {word!r} has a value that is not a number; expected {key}=NUMBER.") from None
         else:
             table[name](config)
     config.experiment = ",".join(chosen)
@@ -151,6 +143,3 @@ def _short(stage: Mapping[str, Any]) -> dict[str, Any]:
     if stage.get("cache", {}).get("train_views"):
         found["cache"] = {"train_views": ("64", "64:flip"), "eval_views": ("64",)}
     return found
-
-
-# --- data sets of the papers, shared by the configs -----------------------------------------------------------------

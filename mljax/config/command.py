@@ -20,27 +20,27 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"python -m mljax.{module}", description=(text or "").split("\n")[0], allow_abbrev=False)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        found, rest = self.parse_known_args(args, namespace)
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             flag = next((word for word in rest if word.startswith("-")), None)
             if flag is None:
-                raise UserError(f"The argument {rest[0]!r} is left over; see {self.prog} --help.")
+                raise UserError(f"The argument {rest[0]!r} is not expected here; see {self.prog} --help.")
             flag = flag.partition("=")[0]
             flags = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"There is no flag {flag}{nearest(flag, [f for f in flags if f.startswith('--')])}.")
-        return found
+        return parsed
 
     def parse_overrides(self, argv: list[str] | None) -> tuple[Any, list[tuple[str, str]]]:
         """The arguments, and the settings written --config.KEY=VALUE among them."""
-        rest, found = split_overrides(sys.argv[1:] if argv is None else argv)
-        return self.parse_args(rest), found
+        rest, settings = split_overrides(sys.argv[1:] if argv is None else argv)
+        return self.parse_args(rest), settings
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message[:1].upper()}{message[1:].rstrip('.')}; see {self.prog} --help.")
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command: what a user can mend is one line on stderr, and exit status 2."""
+    """Run a command: an error that a user can correct is one line on stderr, and exit status 2."""
     log = logging.getLogger("mljax")
     log.handlers, log.propagate = [logging.lastResort or logging.NullHandler()], False  # plain lines
     try:
@@ -52,8 +52,8 @@ def guarded(run: Callable[[], int]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
             raise
-        told = "take smaller batches (config.eval.batch_size in a run's directory, --batch of a benchmark) or images"
-        print(f"mljax: The memory is full; {told}.", file=sys.stderr)
+        hint = "take smaller batches (config.eval.batch_size in a run's directory, --batch of a benchmark) or images"
+        print(f"mljax: The memory is full; {hint}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("mljax: stopped", file=sys.stderr)

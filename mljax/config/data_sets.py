@@ -1,10 +1,14 @@
 """The data sets and backbones of the papers' experiments, as changes of a config that the files in configs/ share."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ml_collections import config_dict
 
-from mljax.types import Config
+if TYPE_CHECKING:
+    from mljax.types import Config
 
 
 def resnet101(config: Config, size: int = 448) -> None:
@@ -16,31 +20,63 @@ def resnet101(config: Config, size: int = 448) -> None:
     config.input.eval = {"crop": "squish"}
 
 
-def voc(config: Config, year: str) -> None:
-    """VOC2007 trainval / test, or VOC2012 train / val (the labels of its test split are on the server only)."""
-    config.data = {"name": "voc", "root": None, "year": year, "difficult": "V1"}
-    config.splits = {"train": "trainval", "eval": "test"} if year == "2007" else {"train": "train", "eval": "val"}
-    config.vectors = "glove"
+class DataSet(NamedTuple):
+    """A data set of the papers.
+
+    Attributes:
+      data: its `config.data`.
+      splits: (training, evaluation).
+      single_positive: what the single-positive papers change of `data`; None: they do not use it.
+      partial: what HCP-MLR-PL (SST, SARB) changes of `data`; None: it does not use it.
+      positives: of an image, as the single-positive papers have it.
+    """
+
+    data: Mapping[str, Any]
+    splits: tuple[str, str]
+    single_positive: Mapping[str, Any] | None = None
+    partial: Mapping[str, Any] | None = None
+    positives: float | None = None
 
 
-def coco2014(config: Config) -> None:
-    """COCO 2014: train2014 / val2014 images that have annotations, alphabetical class order."""
-    config.data = {"name": "coco", "root": None, "year": "2014"}
-    config.splits = {"train": "train", "eval": "val"}
-    config.vectors = "glove"
+_VOC = {"name": "voc", "root": None}
+_GENOME = {"name": "visual_genome", "root": None}
+
+# Words of the configs that set a data set. The labels of VOC2012's test split are on the server only. NUS-WIDE has the
+# list of ASL's authors, which Query2Label and MulCon name; ML-GCN's is not known. Labels of Visual Genome have no names
+# unless a file gives them, so that "glove" needs one.
+DATA_SETS: dict[str, DataSet] = {
+    "voc2007": DataSet({**_VOC, "year": "2007", "difficult": "V1"}, ("trainval", "test"), partial={"difficult": "V2"}),
+    "voc2012": DataSet(
+        {**_VOC, "year": "2012", "difficult": "V1"},
+        ("train", "val"),
+        single_positive={"difficult": "V3"},
+        positives=1.5,
+    ),
+    "coco2014": DataSet(  # train2014 / val2014 images that have annotations, alphabetical class order
+        {"name": "coco", "root": None, "year": "2014"},
+        ("train", "val"),
+        single_positive={"order": "id"},
+        partial={"order": "id", "annotated_only": False},
+        positives=2.9,
+    ),
+    "nuswide": DataSet(
+        {"name": "nuswide", "root": None, "variant": "asl"},
+        ("train", "val"),
+        single_positive={"variant": "spml"},
+        positives=1.9,
+    ),
+    "vg200": DataSet({**_GENOME, "size": 200}, ("train", "test"), partial={}),
+    "vg500": DataSet({**_GENOME, "size": 500}, ("train", "test")),
+}
+# Words of some configs that set a data set too.
+VARIANTS = ("coco576", "nuswide_zero_shot", "openimages", "voc_resplit", "csv")
 
 
-def nuswide(config: Config) -> None:
-    """NUS-WIDE, 81 concepts, by the list of ASL's authors, which Query2Label and MulCon name; ML-GCN's is not known."""
-    config.data = {"name": "nuswide", "root": None, "variant": "asl"}
-    config.splits = {"train": "train", "eval": "val"}
-    config.vectors = "glove"
-
-
-def visual_genome(config: Config, size: int) -> None:
-    """VG-200 or VG-500; its labels have no names unless a file gives them, so that "glove" needs one."""
-    config.data = {"name": "visual_genome", "root": None, "size": size}
-    config.splits = {"train": "train", "eval": "test"}
+def data_set(config: Config, word: str) -> None:
+    """Data, splits and label vectors of a word of `DATA_SETS`."""
+    chosen = DATA_SETS[word]
+    config.data = dict(chosen.data)
+    config.splits = dict(zip(("train", "eval"), chosen.splits))
     config.vectors = "glove"
 
 
@@ -58,7 +94,7 @@ def voc_resplit(config: Config, views: tuple[str, ...] = ("224",)) -> None:
     config.eval.select = "last"
 
 
-VIEWS = ("224", "224:flip", "224:tl85", "224:br85", "224:flip:tr85", "224:flip:bl85")  # six looks at a photo
+VIEWS = ("224", "224:flip", "224:tl85", "224:br85", "224:flip:tr85", "224:flip:bl85")  # six views of a photo
 
 
 MIRRORED = ("224", "224:flip")
@@ -85,19 +121,11 @@ def small_sets(settings: Callable[[Config], None], views: tuple[str, ...] = MIRR
 
 
 def data_sets(paper: Callable[[Config], None], *names: str) -> dict[str, Callable[..., None]]:
-    """The words of a system's data sets, each followed by its paper's settings; names are those of the table here."""
-    readers: dict[str, Callable[[Config], None]] = {
-        "voc2007": lambda config: voc(config, "2007"),
-        "voc2012": lambda config: voc(config, "2012"),
-        "coco2014": coco2014,
-        "nuswide": nuswide,
-        "vg200": lambda config: visual_genome(config, 200),
-        "vg500": lambda config: visual_genome(config, 500),
-    }
+    """The words of a system's data sets, keys of `DATA_SETS`, each followed by its paper's settings."""
 
     def word(name: str) -> Callable[[Config], None]:
         def chosen(config: Config) -> None:
-            readers[name](config)
+            data_set(config, name)
             paper(config)
 
         return chosen

@@ -1,33 +1,76 @@
 """Overrides of a config's keys, as in --config.optim.epochs=3."""
 
+from __future__ import annotations
+
 import ast
+import contextlib
+import copy
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from mljax.build import keywords, names
+from mljax.build import SECTIONS, accepted, find, keywords, listed
 from mljax.errors import UserError, nearest
-from mljax.types import Config
 
-KINDS = {  # sections that name something
-    "data": "data",
-    "observe": "data.observe",
-    "backbone": "backbones",
-    "system": "systems",
-    "loss": "losses",
-}
+if TYPE_CHECKING:
+    from mljax.types import Config
+
+OPEN = ("optim", "input.train", "input.eval")  # sections whose keys are keywords of a function
+SHORT = ("optim.schedule",)  # sections that may be set to a name: --config.optim.schedule=constant
+
+
+def overridden(config: Config, pairs: Iterable[tuple[str, str]]) -> Config:
+    """A copy of a config with some keys set, as on the command line; locked if the config is.
+
+    Args:
+      pairs: (key, value) of `--config.KEY=VALUE`, names before their settings as `flags.parse` sorts them.
+    Raises:
+      UserError: no such key, or a value of another type.
+    """
+    changed = copy.deepcopy(config)
+    for key, text in pairs:
+        override(changed, key, text)
+    return changed
 
 
 def override(config: Config, key: str, text: str) -> None:
-    """`--config.a.b=text`: an existing key, a value of its type; numbers, None and tuples as Python writes them.
+    """Set one key of a config that is still being built: `overridden` of one pair, in place.
 
-    `--config.stages[1].a.b=text` is for the second stage alone.
+    The key exists, the value is of its type: numbers, None and tuples as Python writes them. "stages[1].a.b" is for the
+    second stage alone, and "optim.schedule" short for "optim.schedule.name".
     """
     if match := re.fullmatch(r"stages\[(\d+)\]\.(.+)", key):
         return _override_stage(config, int(match[1]), match[2], text)
+    if key in SHORT:
+        key = f"{key}.name"
     *path, last = key.split(".")
+    where = ".".join(path)
+    section = _section(config, key, path)
+    # Sections that name a constructor take any of its keywords; `build` checks them, and names the nearest.
+    free = "name" in section or where in OPEN
+    if last not in section and not (free and last):
+        raise UserError(f"--config.{key}: there is no key {last!r}{nearest(last, section.keys())}.")
+    _check_effect(config, key, text)
+    old = section.get(last)
+    if old is None and last in section and section.get_type(last) is str:
+        old = ""  # a text that is not set yet
+    if last not in section and "," in text and isinstance(_default(where, section.get("name"), last), tuple):
+        old = ()
+    value = _value(old, key, text)
+    outdated = _outdated(where, section, value) if last == "name" and value != old else set()
+    try:
+        with config.unlocked():
+            section[last] = value
+            for name in outdated:
+                del section[name]
+    except (TypeError, ValueError):
+        raise UserError(f"--config.{key}={text}: expected a value of type {section.get_type(last).__name__}.") from None
+
+
+def _section(config: Config, key: str, path: list[str]) -> Any:
+    """The section at a path of a key."""
     section: Any = config
     for i, name in enumerate(path):
         if name not in section:
@@ -35,34 +78,34 @@ def override(config: Config, key: str, text: str) -> None:
         section = section[name]
         if not isinstance(section, ConfigDict):
             raise UserError(f"--config.{key}: {'.'.join(path[: i + 1])!r} is a value and has no keys.")
-    # Sections that name a constructor take any of its keywords; `build` checks them, and names the nearest.
-    free = "name" in section or ".".join(path) in ("optim", "input.train", "input.eval")
-    if last not in section and not (free and last):
-        raise UserError(f"--config.{key}: there is no key {last!r}{nearest(last, section.keys())}.")
+    return section
+
+
+def _check_effect(config: Config, key: str, text: str) -> None:
+    """An override that every stage sets anew would change nothing."""
     stages = config.get("stages")
-    if stages and isinstance(stages, tuple) and all(_says(stage, config, key.split(".")) for stage in stages):
+    if stages and isinstance(stages, tuple) and all(_sets(stage, config, key.split(".")) for stage in stages):
         raise UserError(
-            f"--config.{key}={text} has no effect: every stage of this config says its own {key}; give it to one, as in"
-            f" --config.stages[0].{key}={text}."
+            f"--config.{key}={text} has no effect: every stage of this config sets its own {key}; set it for one stage,"
+            f" such as --config.stages[0].{key}={text}."
         )
-    old = section.get(last)
-    if old is None and last in section and section.get_type(last) is str:
-        old = ""  # a text that is not set yet
-    if last not in section and "," in text and isinstance(_default(".".join(path), section.get("name"), last), tuple):
-        old = ()
-    value = _value(old, key, text)
-    kind = KINDS.get(".".join(path))
-    stale = set()  # settings of what had the name before, which the new one does not know
-    if last == "name" and kind is not None and value != old and value in names(kind):
-        stale = set(section.keys()) - {"name", "reduction", *keywords(names(kind)[value])}
-    try:
-        with config.unlocked():
-            section[last] = value
-            for name in stale:
-                del section[name]
-    except (TypeError, ValueError):
-        wanted = section.get_type(last).__name__
-        raise UserError(f"--config.{key}={text}: a value of type {wanted} is wanted.") from None
+
+
+def _outdated(where: str, section: Any, name: Any) -> set[str]:
+    """Settings of what a section named before that the new name does not have."""
+    kind = SECTIONS.get(where)
+    if kind is None or not isinstance(name, str) or name not in listed(kind):
+        return set()
+    before: set[str] = set()
+    with contextlib.suppress(UserError):
+        before = _settings(kind, section.get("name"))
+    return {key for key in before if key != "name" and key in section} - _settings(kind, name)
+
+
+def _settings(kind: str, name: str) -> set[str]:
+    """The keywords of what builds a name; it is imported only if its source does not tell them."""
+    known = accepted(kind, name)
+    return set(keywords(find(kind, name)) if known is None else known)
 
 
 def _override_stage(config: Config, index: int, key: str, text: str) -> None:
@@ -79,7 +122,7 @@ def _override_stage(config: Config, index: int, key: str, text: str) -> None:
     except UserError as error:
         raise UserError(str(error).replace(f"--config.{key}", f"--config.stages[{index}].{key}")) from None
     path = key.split(".")
-    if path[-1] == "name":  # its other settings went with it
+    if path[-1] == "name":  # its other settings changed with it
         path.pop()
     value: Any = stage
     for name in path:
@@ -96,25 +139,25 @@ def _with(tree: Any, path: list[str], value: Any) -> Any:
     return {**tree, path[0]: _with(tree.get(path[0], {}), path[1:], value)}
 
 
-def _says(partial: Any, section: Any, path: list[str]) -> bool:
+def _sets(partial: Any, section: Any, path: list[str]) -> bool:
     """Whether what a stage changes of a section leaves nothing of the section's value at a path."""
     key, *rest = path
     if not isinstance(partial, Mapping | ConfigDict) or key not in partial:
         return False
-    own, base = partial[key], section.get(key)
-    if not rest or not isinstance(own, Mapping | ConfigDict) or not isinstance(base, ConfigDict):
-        return not isinstance(own, Mapping | ConfigDict)
-    if own.get("name", base.get("name")) != base.get("name"):
+    changed, base = partial[key], section.get(key)
+    if not rest or not isinstance(changed, Mapping | ConfigDict) or not isinstance(base, ConfigDict):
+        return not isinstance(changed, Mapping | ConfigDict)
+    if changed.get("name", base.get("name")) != base.get("name"):
         return True  # another thing stands in its place
-    return _says(own, base, rest)
+    return _sets(changed, base, rest)
 
 
 def _default(where: str, name: Any, key: str) -> Any:
     """Of a setting that the config does not write out: what its constructor says."""
-    kind = KINDS.get(where)
-    if kind is None or name not in names(kind):
+    kind = SECTIONS.get(where)
+    if kind is None or not isinstance(name, str) or name not in listed(kind):
         return None
-    parameter = keywords(names(kind)[name]).get(key)
+    parameter = keywords(find(kind, name)).get(key)
     return None if parameter is None else parameter.default
 
 
@@ -140,5 +183,5 @@ def _value(old: Any, key: str, text: str) -> Any:
         value = float(value)
     wrong = old is not None and value is not None and type(value) is not type(old) and not isinstance(old, ConfigDict)
     if wrong:
-        raise UserError(f"--config.{key}={text}: a value of type {type(old).__name__} is wanted, like {old!r}.")
+        raise UserError(f"--config.{key}={text}: expected a value of type {type(old).__name__}, such as {old!r}.")
     return value

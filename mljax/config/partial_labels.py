@@ -4,32 +4,32 @@ Single-positive learning as Cole et al. (CVPR 2021) and later papers have it, an
 HCP-MLR-PL (SST, SARB) hides them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from mljax.config.data_sets import coco2014, resnet101, visual_genome, voc
-from mljax.types import Config
+from mljax.config.data_sets import DATA_SETS, data_set, resnet101
 
-# positives of an image, as the single-positive papers have it
-EXPECTED = {"voc2012": 1.5, "coco2014": 2.9, "nuswide": 1.9}
+if TYPE_CHECKING:
+    from mljax.types import Config
+
+SINGLE_POSITIVE = tuple(word for word, of in DATA_SETS.items() if of.single_positive is not None)
+PARTIAL = tuple(word for word, of in DATA_SETS.items() if of.partial is not None)
 
 
 def single_positive(config: Config, name: str) -> None:
     """VOC2012, COCO 2014 or NUS-WIDE as the single-positive code takes them: ResNet-50 at 448, its split and Adam."""
-    if name == "voc2012":
-        voc(config, "2012")
-        config.data.difficult = "V3"
-    elif name == "nuswide":
-        config.data = {"name": "nuswide", "root": None, "variant": "spml"}
-    else:
-        coco2014(config)
-        config.data.order = "id"
+    data_set(config, name)
+    config.data.update(DATA_SETS[name].single_positive)
     config.splits = {"train": "train[spml:train]", "eval": "train[spml:val]"}  # report val: mljax.evaluate --split=val
     config.observe = {"name": "single_positive", "mode": "spml", "seed": 1200}
     config.vectors = "none"
     config.backbone = {"name": "resnet50"}
     config.weights.name = "resnet50"
     config.input.size = 448
-    config.optim.update(name="adam", lr=1e-5, epochs=10, batch_size=8, schedule="constant", weight_decay=0.0)
+    config.optim.update(name="adam", lr=1e-5, epochs=10, batch_size=8, weight_decay=0.0)
+    config.optim.schedule = {"name": "constant"}
     config.eval.update(every=1, select="best", definition="sklearn")
 
 
@@ -54,14 +54,8 @@ def linear_init(config: Config, lr: float = 1e-3, batch_size: int = 16) -> None:
 
 def partial(config: Config, name: str) -> None:
     """VOC2007, COCO 2014 or VG-200 with HCP-MLR-PL's masks (SST, SARB): all images, its class order, 10 % known."""
-    if name == "voc2007":
-        voc(config, "2007")
-        config.data.difficult = "V2"
-    elif name == "vg200":
-        visual_genome(config, 200)
-    else:
-        coco2014(config)
-        config.data.update(order="id", annotated_only=False)
+    data_set(config, name)
+    config.data.update(DATA_SETS[name].partial)
     config.observe = {"name": "known", "proportion": 0.1, "mode": "hcp"}
 
 
@@ -73,7 +67,7 @@ def hcp(config: Config) -> None:
     config.input.train = {"crop": "ssgrl", "pre_size": 512, "flip": 0.5, "resize": "bicubic"}
     config.input.eval = {"crop": "squish", "resize": "bicubic"}
     config.optim = {"name": "adam", "lr": 1e-5, "epochs": 20, "batch_size": 32, "weight_decay": 5e-4}
-    config.optim.update(schedule="step", every=10)
+    config.optim["schedule"] = {"name": "step", "every": 10}
     config.eval.update(every=1, definition="env")
 
 
@@ -88,7 +82,7 @@ def partial_sets(apply: Callable[[Config], None]) -> dict[str, Callable[[Config]
 
         return choose
 
-    return {name: word(name) for name in ("voc2007", "coco2014", "vg200")}
+    return {name: word(name) for name in PARTIAL}
 
 
 def known(config: Config, share: str) -> None:
@@ -101,10 +95,8 @@ def partial_baseline(config: Config, share: str) -> None:
     and data where ResNet-101 is trained."""
     if config.backbone.name == "resnet101":
         hcp(config)
-        if config.data.name == "coco":
-            config.data.update(order="id", annotated_only=False)
-        elif config.data.name == "voc":
-            config.data.difficult = "V2"
+        others = (of.partial for of in DATA_SETS.values() if of.data["name"] == config.data.name)
+        config.data.update(next(filter(None, others), {}))
     config.observe = {"name": "known", "proportion": 0.1, "mode": "hcp"}
     known(config, share)
     config.loss = {"name": "partial_bce", "reduction": "batch_mean", "alpha": -4.45, "beta": 5.45, "gamma": 1.0}

@@ -22,7 +22,7 @@ def read_config(argument: str) -> Any:
         raise UserError(f"There is no config file {file!r}{nearest(file, known)}.")
     spec = importlib.util.spec_from_file_location(f"mljax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(f"The config file {path} is no Python file; a config is a .py with a function get_config.")
+        raise UserError(f"{path} is not a Python file; expected a .py with a function get_config.")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -32,12 +32,11 @@ def read_config(argument: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
-        raise UserError(f"The config file {path} fails{_line_of(error, path)} with {told}.") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+        raise UserError(f"The config file {path} fails{_line_of(error, path)} with {reason}.") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"get_config of {path} returns {type(config).__name__}; a config of mljax.config.base() is due."
-        )
+        kind = type(config).__name__
+        raise UserError(f"get_config of {path} returns {kind}; expected a config that starts from mljax.config.base().")
     return config.lock()
 
 

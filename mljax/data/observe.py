@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mljax.build import keywords
+from mljax.build import check_keys, keywords
 from mljax.data import label_bias, masks, spml
 from mljax.data.source import Source
 from mljax.errors import UserError, nearest
@@ -61,10 +61,8 @@ def check(section: Mapping[str, Any]) -> str:
     name = section.get("name")
     if name not in NAMES:
         raise UserError(f"config.observe.name is {name!r}{nearest(str(name), NAMES)}.")
-    allowed = set(keywords(NAMES[name])) - {"source"}
-    for key in section:
-        if key != "name" and key not in allowed:
-            raise UserError(f"config.observe ({name!r}) has no setting {key!r}{nearest(key, allowed)}.")
+    allowed = keywords(NAMES[name]).keys() - {"source"}
+    check_keys(f"config.observe ({name!r})", section.keys() - {"name"}, allowed)
     for key in ("proportion", "rate"):
         if key in section:
             _number(key, section[key], 0, 1)

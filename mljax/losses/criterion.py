@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from jaxtyping import Array, Float, Num
 
-from mljax.build import keywords
+from mljax.build import check_keys, keywords
 from mljax.errors import UserError, nearest, one_of
 from mljax.losses import contrastive, elementwise, weak_labels
 from mljax.losses.reduction import REDUCTIONS, reduce
@@ -107,8 +107,6 @@ def _check(settings: Mapping[str, Any]) -> None:
         elementwise.make(settings)
         return
     options = keywords(BATCH_LOSSES[name]).keys() - {"logits", "labels", "observed", "mask", "axis"}
-    for key in settings:
-        if key != "name" and key not in options:
-            raise UserError(f"{name!r} (losses) has no setting {key!r}{nearest(key, options)}.")
+    check_keys(f"config.loss ({name!r})", settings.keys() - {"name"}, options)
     if name == "epr" and "expected" not in settings:
         raise UserError("config.loss ('epr') needs 'expected', the number of positives of an image (COCO: 2.9).")

@@ -1,9 +1,6 @@
 """config.optim -> an optax transformation: optimizers, schedules, parameter groups, EMA."""
 
 from mljax.optim.optimizer import (
-    METRICS,
-    NAMES,
-    PLATEAU,
     PlateauState,
     averaged,
     ema_merge,
@@ -13,12 +10,12 @@ from mljax.optim.optimizer import (
     plateau_update,
     scale_by_plateau,
 )
-from mljax.optim.update_rules import accumulate
+from mljax.optim.schedules import METRICS
+from mljax.optim.update_rules import NAMES, accumulate
 
 __all__ = [
     "METRICS",
     "NAMES",
-    "PLATEAU",
     "PlateauState",
     "accumulate",
     "averaged",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mljax.build import check_keys
 from mljax.errors import UserError, nearest
 from mljax.trees import flatten
 
@@ -27,12 +28,12 @@ class Leaf(NamedTuple):
 
 def freeze_matching(params: Any, patterns: Sequence[str], at: str = "backbone") -> Groups:
     """The group of what a backbone's `frozen_parameters()` names: patterns of paths below `at`, wherever that lies."""
-    found = []
+    frozen = []
     for path in flatten(params):
         below = re.split(f"(?:^|/){re.escape(at)}/", path, maxsplit=1)[1:]
         if below and any(re.search(pattern, below[0]) for pattern in patterns):
-            found.append(re.escape(path))
-    return ((f"^({'|'.join(found)})$", {"frozen": True}),) if found else ()
+            frozen.append(re.escape(path))
+    return ((f"^({'|'.join(frozen)})$", {"frozen": True}),) if frozen else ()
 
 
 LABEL_TABLE = "label_table"  # last name of a parameter that holds what is learnt of each training example's labels
@@ -43,8 +44,8 @@ def label_tables(params: Any, groups: Groups = ()) -> Groups:
 
     Empty where there is none, or where a group's pattern names them itself.
     """
-    found = any(path.rsplit("/", 1)[-1] == LABEL_TABLE for path in flatten(params))
-    if not found or any(LABEL_TABLE in pattern for pattern, _ in groups):
+    learnt = any(path.rsplit("/", 1)[-1] == LABEL_TABLE for path in flatten(params))
+    if not learnt or any(LABEL_TABLE in pattern for pattern, _ in groups):
         return ()
     return ((f"(^|/){LABEL_TABLE}$", {"lr": 10.0, "weight_decay": 0.0}),)
 
@@ -73,9 +74,9 @@ def assign(
     taken: dict[str, tuple[str, dict[str, Any]]] = {}
     for pattern, options in groups:
         options = _check_group(pattern, options)
-        found = [path for path in shapes if re.search(pattern, path)]
-        fresh = [path for path in found if path not in taken]
-        if not found:
+        matches = [path for path in shapes if re.search(pattern, path)]
+        fresh = [path for path in matches if path not in taken]
+        if not matches:
             raise UserError(
                 f"The group {pattern!r} of config.optim.groups matches no parameter{_near(pattern, shapes)}."
             )
@@ -111,14 +112,12 @@ def _check_group(pattern: str, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise UserError(f"The group {pattern!r} of config.optim.groups is no regular expression: {error}.") from None
+        raise UserError(f"The group {pattern!r} of config.optim.groups is not a regular expression: {error}.") from None
     options = dict(options)
+    check_keys(f"The group {pattern!r} of config.optim.groups", options, ("lr", "weight_decay", "frozen"))
     for key, value in options.items():
-        if key not in ("lr", "weight_decay", "frozen"):
-            hint = nearest(key, ("lr", "weight_decay", "frozen"))
-            raise UserError(f"The group {pattern!r} of config.optim.groups has no setting {key!r}{hint}.")
         if not value >= 0:
-            raise UserError(f"The group {pattern!r} of config.optim.groups sets {key} to {value}; it is at least 0.")
+            raise UserError(f"The group {pattern!r} of config.optim.groups has {key}={value}; it must be at least 0.")
     return options
 
 
@@ -135,9 +134,9 @@ def _spared(shapes: Mapping[str, Any], no_decay: Sequence[str]) -> set[str]:
     spared = set()
     for name in (no_decay,) if isinstance(no_decay, str) else no_decay:
         last = {path: path.rsplit("/", 1)[-1] for path in shapes}
-        found = {p for p in shapes if (np.ndim(shapes[p]) <= 1 if name == "1-D" else last[p] == name)}
-        if not found:
+        matches = {p for p in shapes if (np.ndim(shapes[p]) <= 1 if name == "1-D" else last[p] == name)}
+        if not matches:
             hint = nearest(name, {"1-D", *last.values()})
             raise UserError(f"config.optim.no_decay names {name!r} and no parameter ends in that{hint}.")
-        spared |= found
+        spared |= matches
     return spared

@@ -2,11 +2,10 @@
 
 Every rule here has the arithmetic of its PyTorch namesake, because the recipes of the papers were tuned
 with it; tests/parity compares them live. Schedules are in schedules.py, groups of parameters in groups.py, Adam and
-momentum in update_rules.py.
+SGD in update_rules.py.
 """
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,15 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mljax.errors import UserError, nearest
-from mljax.optim import update_rules
+from mljax.build import checked
+from mljax.config.sections import OPTIM, check_named
+from mljax.errors import UserError
+from mljax.optim import schedules, update_rules
 from mljax.optim.groups import Groups, assign
-from mljax.optim.schedules import constant, make_schedule, one_cycle_momentum
 from mljax.trees import flatten, map_named
-
-RULES = ("adam", "adamw", "sgd")
-PLATEAU = ("mode", "factor", "patience", "threshold", "cooldown")  # what plateau_update shares with optimizer
-METRICS = ("mAP", "CF1", "OF1", "loss")  # of an evaluation, that a plateau schedule can watch: config.optim.metric
 
 
 def optimizer(
@@ -30,34 +26,15 @@ def optimizer(
     *,
     name: str = "adam",
     lr: float = 1e-4,
-    schedule: str = "one_cycle",
-    total_steps: int | None = None,
-    steps_per_epoch: int | None = None,
-    schedule_epochs: float | None = None,
-    pct_start: float = 0.2,
-    div: float = 25.0,
-    final_div: float = 1e4,
-    every: float | None = None,
-    boundaries: Sequence[float] = (),
-    factor: float = 0.1,
-    warmup_epochs: float = 0.0,
-    warmup_start: float = 0.1,
-    floor: float = 0.0,
-    mode: str = "max",
-    patience: int = 10,
-    threshold: float = 1e-4,
-    cooldown: int = 0,
+    schedule: Mapping[str, Any] = schedules.DEFAULT,
     weight_decay: float = 0.0,
-    coupled: bool | None = None,
     no_decay: Sequence[str] = (),
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    beta1_cycle: bool = True,
     groups: Groups = (),
     clip_norm: float | None = None,
     accumulate: int = 1,
+    total_steps: int | None = None,
+    steps_per_epoch: int | None = None,
+    **settings: Any,
 ) -> optax.GradientTransformation:
     """One optax transformation for everything that config.optim says about updates.
 
@@ -65,60 +42,27 @@ def optimizer(
       params: tree of arrays or shapes; only paths and shapes are read.
       name: "adam", "adamw" or "sgd".
       lr: peak of the schedule.
-      schedule: "one_cycle", "step", "constant", "warmup_cosine" or "plateau".
-      total_steps: batches of the run (one_cycle, warmup_cosine). steps_per_epoch: batches of an epoch.
-      schedule_epochs: epochs of the schedule where the run stops earlier (ASL: 80 of which 41 are run).
-      pct_start, div, final_div: of one_cycle.
-      every, boundaries, factor: of step, in epochs; `factor` also of plateau.
-      warmup_epochs, warmup_start: of warmup_cosine and step; from which share of lr it grows linearly, and how long.
-      floor: of warmup_cosine, a share of lr.
-      mode, patience, threshold, cooldown: of plateau; the trainer gives them to `plateau_update`.
+      schedule: name and settings of one of `mljax.optim.schedules`.
       weight_decay: added to the gradient (adam, sgd), or decoupled and scaled by the rate (adamw).
-      coupled: overrides which of the two.
       no_decay, groups: see `assign`. A frozen group gets zero updates and has no optimiser memory.
-      momentum, nesterov: of sgd. betas, eps: of adam and adamw.
-      beta1_cycle: with one_cycle, beta1 (sgd: a momentum above 0) runs .95 -> .85 -> .95 instead.
       clip_norm: largest L2 norm of the gradient of all trained parameters together, before weight decay.
       accumulate: batches whose gradients are averaged into one update; schedules count updates.
+      total_steps: batches of the run. steps_per_epoch: batches of an epoch.
+      settings: of the rule, see `mljax.optim.update_rules.NAMES`: betas, eps, momentum, nesterov, coupled.
     Raises:
-      UserError: an unknown name or schedule, a group or no_decay that fits nothing, a value out of range.
+      UserError: an unknown name, a setting that the rule or the schedule does not have, a group or no_decay that fits
+        nothing, a value out of range.
     """
-    _check_rule(name, lr, weight_decay, betas, momentum, nesterov, accumulate, mode, clip_norm)
-    rate, total = make_schedule(
-        schedule,
-        lr,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        schedule_epochs=schedule_epochs,
-        accumulate=accumulate,
-        pct_start=pct_start,
-        div=div,
-        final_div=final_div,
-        every=every,
-        boundaries=boundaries,
-        factor=factor,
-        warmup_epochs=warmup_epochs,
-        warmup_start=warmup_start,
-        floor=floor,
-    )
+    constructor, settings = rule({"name": name, **settings})
+    check_ranges({"lr": lr, "weight_decay": weight_decay, "accumulate": accumulate, "clip_norm": clip_norm})
+    plan = schedules.make_schedule(schedule, schedules.Steps(lr, total_steps, steps_per_epoch, accumulate))
     leaves = assign(params, groups, weight_decay=weight_decay, no_decay=no_decay)
-    first = betas[0] if name != "sgd" else momentum
-    beta = constant(first)
-    if schedule == "one_cycle" and beta1_cycle and total and first > 0:
-        beta = one_cycle_momentum(total, pct_start)
-    rule = (
-        update_rules.scale_by_momentum(beta, nesterov)
-        if name == "sgd"
-        else update_rules.scale_by_adam(beta, betas[1], eps)
-    )
-    if name == "sgd" and momentum == 0:
-        rule = optax.identity()
+    transformation, coupled = constructor(plan.momentum, **settings)
     decay = [update_rules.add_decay(leaves)] if any(leaf.weight_decay for leaf in leaves.values()) else []
-    early = name != "adamw" if coupled is None else coupled
     chain = [update_rules.clip(clip_norm)] if clip_norm else []
-    chain += [*decay, rule] if early else [rule, *decay]
-    chain += [scale_by_plateau(mode)] if schedule == "plateau" else []
-    chain += [update_rules.scale_by_rate(rate, leaves)]
+    chain += [*decay, transformation] if coupled else [transformation, *decay]
+    chain += [scale_by_plateau(plan.mode)] if plan.mode else []
+    chain += [update_rules.scale_by_rate(plan.rate, leaves)]
     trained = optax.chain(*chain)
     if accumulate > 1:
         trained = update_rules.accumulate(trained, accumulate)
@@ -126,36 +70,32 @@ def optimizer(
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
 
 
-def _check_rule(
-    name: str,
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    momentum: float,
-    nesterov: bool,
-    accumulate: int,
-    mode: str,
-    clip_norm: float | None,
-) -> None:
-    if name not in RULES:
-        raise UserError(f"config.optim.name is {name!r}, which is no optimiser{nearest(name, RULES)}.")
+def rule(section: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The update rule that a `config.optim` names, and the rule's own settings in it.
+
+    Raises:
+      UserError: no such rule, or a key that is neither a setting of the rule nor one that all of them share.
+    """
+    check_named(section, "optim", "config.optim")
+    name = section.get("name", "adam")
+    return checked("optim", {"name": name, **{key: value for key, value in section.items() if key not in OPTIM}})
+
+
+def check_ranges(section: Mapping[str, Any]) -> None:
+    """The numbers of a `config.optim` that every rule shares.
+
+    Raises:
+      UserError: one is out of its range.
+    """
+    lr, decay, clip = section.get("lr", 1e-4), section.get("weight_decay", 0.0), section.get("clip_norm")
     if not (lr > 0 and np.isfinite(lr)):
-        raise UserError(f"config.optim.lr is {lr}; it is a number above 0.")
-    if not weight_decay >= 0:
-        raise UserError(f"config.optim.weight_decay is {weight_decay}; it is at least 0.")
-    if len(betas) != 2 or not all(0 <= b < 1 for b in betas) or not 0 <= momentum < 1:
-        raise UserError(f"config.optim.betas {tuple(betas)} and momentum {momentum} lie between 0 and 1.")
-    if nesterov and not (name == "sgd" and momentum > 0):
-        raise UserError("config.optim.nesterov needs the optimiser 'sgd' and a momentum above 0.")
-    if accumulate < 1:
-        raise UserError(f"config.optim.accumulate is {accumulate}; it is at least 1.")
-    if mode not in ("max", "min"):
-        raise UserError(f"config.optim.mode is {mode!r}; it is 'max' or 'min'.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise UserError(f"config.optim.clip_norm is {clip_norm}; it is above 0, or None for no clipping.")
-
-
-NAMES = {rule: partial(optimizer, name=rule) for rule in RULES}
+        raise UserError(f"config.optim.lr is {lr}; it must be a number above 0.")
+    if not decay >= 0:
+        raise UserError(f"config.optim.weight_decay is {decay}; it must be at least 0.")
+    if section.get("accumulate", 1) < 1:
+        raise UserError(f"config.optim.accumulate is {section['accumulate']}; it must be at least 1.")
+    if clip is not None and not clip > 0:
+        raise UserError(f"config.optim.clip_norm is {clip}; it must be above 0, or None for no clipping.")
 
 
 class PlateauState(NamedTuple):
@@ -200,7 +140,7 @@ def plateau_update(
       The optimiser's state with its plateau part replaced, on the same devices.
     """
     if not _find(opt_state, PlateauState):
-        raise UserError("plateau_update was called and config.optim.schedule is not 'plateau'.")
+        raise UserError("plateau_update was called, but config.optim.schedule.name is not 'plateau'.")
     metric = float(np.float32(metric))  # the precision of the stored best, so that equal stays equal
 
     def one(node: Any) -> Any:

@@ -6,7 +6,7 @@ Differs from optax: the first moment's decay may depend on the step; 1 - b^t is 
 to 3e-5 of the first updates in float32); clipping adds 1e-6 to the norm.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +14,53 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from mljax.errors import UserError
+from mljax.optim.curves import Curve, constant
 from mljax.optim.groups import Leaf
-from mljax.optim.schedules import Schedule
 from mljax.trees import map_named
+
+
+class Rule(NamedTuple):
+    """An update rule, and whether weight decay is part of the gradient (coupled) or of the update (decoupled)."""
+
+    transformation: optax.GradientTransformation
+    coupled: bool
+
+
+def adam(
+    cycle: Curve | None, /, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, coupled: bool = True
+) -> Rule:
+    """Adam; weight decay is added to the gradient, as in the papers' recipes, unless coupled=False.
+
+    Args:
+      cycle: a momentum of the schedule, in place of betas[0]; None: betas[0].
+    """
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        raise UserError(f"config.optim.betas is {tuple(betas)}; expected two numbers from 0 to below 1.")
+    first = constant(betas[0]) if cycle is None or betas[0] == 0 else cycle
+    return Rule(scale_by_adam(first, betas[1], eps), coupled)
+
+
+def adamw(
+    cycle: Curve | None, /, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, coupled: bool = False
+) -> Rule:
+    """AdamW: `adam` with decoupled weight decay, scaled by the rate."""
+    return adam(cycle, betas=betas, eps=eps, coupled=coupled)
+
+
+def sgd(cycle: Curve | None, /, *, momentum: float = 0.9, nesterov: bool = False, coupled: bool = True) -> Rule:
+    """SGD with momentum; a momentum of 0 is plain gradient descent."""
+    if not 0 <= momentum < 1:
+        raise UserError(f"config.optim.momentum is {momentum}; expected a number from 0 to below 1.")
+    if nesterov and momentum == 0:
+        raise UserError("config.optim.nesterov needs a momentum above 0; set config.optim.momentum.")
+    if momentum == 0:
+        return Rule(optax.identity(), coupled)
+    curve = constant(momentum) if cycle is None else cycle
+    return Rule(scale_by_momentum(curve, nesterov), coupled)
+
+
+NAMES: dict[str, Callable[..., Rule]] = {"adam": adam, "adamw": adamw, "sgd": sgd}
 
 
 class MomentumState(NamedTuple):
@@ -35,7 +79,7 @@ class AccumulateState(NamedTuple):
     inner: Any
 
 
-def scale_by_adam(beta1: Schedule, beta2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_adam(beta1: Curve, beta2: float, eps: float) -> optax.GradientTransformation:
     """Adam with a beta1 that depends on the step t; its correction is 1 - beta1(t)^t of the present beta1."""
 
     def init(params: Any) -> optax.ScaleByAdamState:
@@ -61,7 +105,7 @@ def scale_by_adam(beta1: Schedule, beta2: float, eps: float) -> optax.GradientTr
     return optax.GradientTransformation(init, update)
 
 
-def scale_by_momentum(momentum: Schedule, nesterov: bool = False) -> optax.GradientTransformation:
+def scale_by_momentum(momentum: Curve, nesterov: bool = False) -> optax.GradientTransformation:
     """v <- m v + g, then v (or g + m v with nesterov): torch's SGD, without dampening."""
 
     def init(params: Any) -> MomentumState:
@@ -101,7 +145,7 @@ def add_decay(leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def scale_by_rate(rate: Schedule, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
+def scale_by_rate(rate: Curve, leaves: Mapping[str, Leaf]) -> optax.GradientTransformation:
     """-rate(step) * factor of the parameter's group. The state keeps the rate for `learning_rate`."""
 
     def init(params: Any) -> RateState:

@@ -84,8 +84,8 @@ def evaluate(
 
 
 def plateau_metric(evaluation: Evaluation, source: Source, config: Config) -> float:
-    """What `config.optim.metric` names, of the raw parameters: mAP, .., or "loss", the mean BCE of scored entries."""
-    name = config.optim.get("metric", "mAP")
+    """What `config.optim.schedule.metric` names, of the raw parameters: mAP, .., or "loss", the mean BCE of scored entries."""
+    name = config.optim.schedule.get("metric", "mAP")
     if name != "loss":
         return evaluation.reports["raw"]["metrics"][name]
     scores = evaluation.scores["raw"].astype(np.float64)

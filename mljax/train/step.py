@@ -8,22 +8,15 @@ import jax.numpy as jnp
 import optax
 
 from mljax import optim, parallel
-from mljax.build import keywords
-from mljax.errors import UserError, nearest
+from mljax.config.sections import TRAINED
 from mljax.experiment import Experiment
 from mljax.optim.groups import all_groups, without_label_tables
 from mljax.types import Config, TrainState
 
-TRAINER_KEYS = ("epochs", "batch_size", "metric")  # of config.optim, read by the trainer; the rest is the optimizer's
-
 
 def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tuple[str, ...] = ()) -> Any:
     """The optax transformation of `config.optim`; what the backbone keeps frozen gets no updates and no decay."""
-    section = {k: v for k, v in config.optim.items() if k not in TRAINER_KEYS}
-    allowed = set(keywords(optim.optimizer)) - {"params", "total_steps", "steps_per_epoch"}
-    for key in section:
-        if key not in allowed:
-            raise UserError(f"config.optim has no setting {key!r}{nearest(key, allowed | set(TRAINER_KEYS))}.")
+    section = {k: v for k, v in config.optim.items() if k not in TRAINED}
     section["groups"] = all_groups(params, frozen, section.get("groups", ()))
     total = steps_per_epoch * config.optim.epochs
     return optim.optimizer(params, total_steps=total, steps_per_epoch=steps_per_epoch, **section)
@@ -31,12 +24,12 @@ def make_optimizer(config: Config, params: Any, steps_per_epoch: int, frozen: tu
 
 def has_plateau(config: Config) -> bool:
     """Whether the learning rate follows the evaluations."""
-    return config.optim.get("schedule") == "plateau"
+    return config.optim.get("schedule", {}).get("name") == "plateau"
 
 
 def reduce_on_plateau(config: Config, opt_state: Any, value: float) -> Any:
-    """The optimizer's state after an evaluation that found `value` of `config.optim.metric`."""
-    options = {k: v for k, v in config.optim.items() if k in optim.PLATEAU}
+    """The optimizer's state after an evaluation that found `value` of `config.optim.schedule.metric`."""
+    options = {k: v for k, v in config.optim.schedule.items() if k not in ("name", "metric")}
     return optim.plateau_update(opt_state, value, **options)
 
 

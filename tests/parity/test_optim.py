@@ -74,7 +74,14 @@ def _same(ours, theirs):
 @pytest.mark.parametrize("name, kind", [("adam", "Adam"), ("adamw", "AdamW")])
 @pytest.mark.parametrize("pct", [0.2, 0.33])
 def test_adam_one_cycle(name, kind, pct):
-    tx = optim.optimizer(START, name=name, lr=1e-2, total_steps=STEPS, weight_decay=1e-2, pct_start=pct)
+    tx = optim.optimizer(
+        START,
+        name=name,
+        lr=1e-2,
+        total_steps=STEPS,
+        weight_decay=1e-2,
+        schedule={"name": "one_cycle", "pct_start": pct},
+    )
     theirs = _theirs(
         lambda p: getattr(torch.optim, kind)(p.values(), lr=1.0, weight_decay=1e-2),
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 1e-2, total_steps=STEPS, pct_start=pct),
@@ -88,8 +95,7 @@ def test_sgd_step_clip(nesterov):
         START,
         name="sgd",
         lr=2e-3,
-        schedule="step",
-        every=2,
+        schedule={"name": "step", "every": 2},
         steps_per_epoch=6,
         weight_decay=1e-3,
         nesterov=nesterov,
@@ -104,7 +110,9 @@ def test_sgd_step_clip(nesterov):
 
 
 def test_sgd_one_cycle_momentum():
-    tx = optim.optimizer(START, name="sgd", lr=2e-3, total_steps=STEPS, pct_start=0.3)
+    tx = optim.optimizer(
+        START, name="sgd", lr=2e-3, total_steps=STEPS, schedule={"name": "one_cycle", "pct_start": 0.3}
+    )
     theirs = _theirs(
         lambda p: torch.optim.SGD(p.values(), lr=1.0, momentum=0.9),
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 2e-3, total_steps=STEPS, pct_start=0.3),
@@ -117,10 +125,8 @@ def test_multi_step_groups():
     tx = optim.optimizer(
         START,
         lr=1e-2,
-        schedule="step",
-        boundaries=(10, 25),
+        schedule={"name": "step", "boundaries": (10, 25), "factor": 0.3},
         steps_per_epoch=1,
-        factor=0.3,
         weight_decay=1e-2,
         no_decay=("1-D",),
         groups=(("^backbone/", {"lr": 0.1, "weight_decay": 0.1}),),
@@ -147,7 +153,7 @@ def test_frozen_group_with_clip():
         START,
         name="adamw",
         lr=1e-2,
-        schedule="constant",
+        schedule={"name": "constant"},
         weight_decay=0.1,
         clip_norm=1.0,
         groups=(("^backbone/", {"frozen": True}),),
@@ -166,10 +172,9 @@ def test_warmup_cosine():
         START,
         name="adamw",
         lr=1e-2,
-        schedule="warmup_cosine",
+        schedule={"name": "warmup_cosine", "warmup_epochs": 2},
         total_steps=STEPS,
         steps_per_epoch=4,
-        warmup_epochs=2,
         weight_decay=1e-2,
     )
 
@@ -186,7 +191,7 @@ def test_warmup_cosine():
 def test_plateau(mode, cooldown):
     metrics = np.round(np.random.default_rng(1).uniform(0.4, 0.6, STEPS), 2)
     settings = dict(mode=mode, factor=0.5, patience=2, cooldown=cooldown)
-    tx = optim.optimizer(START, name="adam", lr=1e-2, schedule="plateau", **settings)
+    tx = optim.optimizer(START, name="adam", lr=1e-2, schedule={"name": "plateau", **settings})
     theirs = _theirs(
         lambda p: torch.optim.Adam(p.values(), lr=1e-2),
         lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, **settings),

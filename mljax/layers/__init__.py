@@ -3,6 +3,7 @@
 from mljax.layers.attention import (
     ACTIVATIONS,
     INITS,
+    STACKED,
     AttentionLayer,
     FeedForward,
     MultiHeadAttention,
@@ -18,6 +19,7 @@ from mljax.layers.positions import sine_position
 __all__ = [
     "ACTIVATIONS",
     "INITS",
+    "STACKED",
     "XAVIER",
     "ActivationPooling",
     "Affine",

@@ -336,7 +336,7 @@ def test_timms_tresnet_names_and_plain_gains(name):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"layer1.0.conv7.weightx": 0}, "'layer1.0.conv7.weightx' is not a weight of a ResNet"),
+    ({"layer1.0.conv7.weightx": np.zeros(1)}, "'layer1.0.conv7.weightx' is not a weight of a ResNet"),
     ({"layer2.0.bn1.running_var": None}, "lack 'layer2_0/bn1/var'"),
     ({"layer2.0.conv1.weight": None}, "lack 'layer2_0/conv1/kernel'"),
     ({k: None for k in ("bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")}, "lack 'stem/bn/scale'"),

@@ -59,7 +59,7 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "b n d"], shape: tuple[int, int], train: bool) -> Float[Array, "b n d"]:
+    def __call__(self, tokens: Float[ArrayLike, "b n d"], shape: tuple[int, int], train: bool) -> Float[Array, "b n d"]:
         """n = h*w or, with a class token in front, 1 + h*w; shape: (h, w)."""
         b, n, d = tokens.shape
         split = n - shape[0] * shape[1]
@@ -90,7 +90,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], shape: tuple[int, int], train: bool) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[ArrayLike, "b n d"], shape: tuple[int, int], train: bool) -> Float[Array, "b n d"]:
         attention = _Attention(self.heads, self.mode, self.axis, self.dtype, name="attention")
         y = attention(LayerNorm(self.dtype, name="norm1")(x), shape, train)
         x = x + DropPath(self.drop_path, name="drop1")(y, train)
@@ -112,7 +112,7 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[ArrayLike, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         b, h, w, d = x.shape
         tokens = x.reshape(b, h * w, d)
         if self.class_token:

@@ -18,6 +18,7 @@ from mljax.backbones._common import Endpoints, Image
 from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError, nearest
 from mljax.trees import nest
+from mljax.types import ArrayLike
 
 # (output channels, stride) of the thirteen depth-wise separable blocks.
 BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1))
@@ -39,7 +40,7 @@ class _Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         features, groups = (x.shape[-1], x.shape[-1]) if self.features is None else (self.features, 1)
         conv = Conv(features, self.size, self.stride, groups, "SAME", dtype=self.dtype, init=GLOROT, name="conv")
         x = BatchNorm(self.mode, self.axis, EPS, 0.01, self.dtype, name="bn")(conv(x), train)

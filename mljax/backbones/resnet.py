@@ -19,6 +19,7 @@ from mljax import convolution
 from mljax.backbones import _common, _convert
 from mljax.backbones._common import Endpoints, Image
 from mljax.convolution import BatchNorm, Conv
+from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -36,7 +37,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         conv = partial(Conv, dtype=self.dtype)
         last_gain = nn.initializers.zeros_init() if self.zero_gain else nn.initializers.ones_init()
         if self.bottleneck:
@@ -138,7 +139,7 @@ class _Stem(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         x = Conv(self.features, 7, 2, dtype=self.dtype, name="conv")(x)
         x = nn.relu(self.norm(name="bn")(x, train))
         return convolution.max_pool(x)

@@ -15,6 +15,7 @@ from mljax.backbones import _common
 from mljax.backbones._common import Endpoints, Image
 from mljax.convolution import BatchNorm, Conv
 from mljax.errors import UserError
+from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
 
@@ -27,7 +28,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         def conv_bn(y: jax.Array, size: int, stride: int, name: str) -> jax.Array:
             y = Conv(self.features, size, stride, dtype=self.dtype, name=f"conv{name}")(y)
             return BatchNorm(self.mode, self.axis, dtype=self.dtype, name=f"bn{name}")(y, train)

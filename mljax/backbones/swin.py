@@ -59,7 +59,7 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b m n d"], size: int, region: Int[np.ndarray, "m n"] | None
+        self, x: Float[ArrayLike, "b m n d"], size: int, region: Int[np.ndarray, "m n"] | None
     ) -> Float[Array, "b m n d"]:
         """m windows of n = size*size positions."""
         b, m, n, d = x.shape
@@ -88,7 +88,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[ArrayLike, "b h w d"], train: bool) -> Float[Array, "b h w d"]:
         b, h, w, d = x.shape
         size = min(self.window, h, w)
         shift = self.window // 2 if self.shifted and min(h, w) > self.window else 0
@@ -115,7 +115,7 @@ class _Merge(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h//2 w//2 2*d"]:
+    def __call__(self, x: Float[ArrayLike, "b h w d"]) -> Float[Array, "b h//2 w//2 2*d"]:
         d = x.shape[-1]
         # The column is the slow index of the four, as in the authors' concatenation.
         x = jnp.concatenate([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], axis=-1)
@@ -147,7 +147,7 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w d"], train: bool
+        self, x: Float[ArrayLike, "b h w d"], train: bool
     ) -> tuple[Float[Array, "b h w d"], Float[Array, "b _ _ _"]]:
         block_type = nn.remat(_Block, static_argnums=(2,)) if self.remat else _Block
         for i, rate in enumerate(self.drop_path):

@@ -29,7 +29,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 def space_to_depth(
     image: Float[ArrayLike, "b h w c"], side: int = 4
-) -> Float[Array, "b h//{side} w//{side} {side}*{side}*c"]:
+) -> Float[ArrayLike, "b h//{side} w//{side} {side}*{side}*c"]:
     """Squares of pixels become channels: channel = (row * side + column) * c + colour."""
     b, h, w, c = image.shape
     if h % side or w % side:
@@ -72,7 +72,7 @@ class _ConvNorm(nn.Module):
     gain: Any = nn.initializers.ones_init()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         x = Conv(self.features, self.size, dtype=self.dtype, name="conv")(x)
         x = self.norm(scale_init=self.gain, name="bn")(x, train)
         x = x if self.slope is None else nn.leaky_relu(x, self.slope)
@@ -86,7 +86,7 @@ class _SqueezeExcite(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
+    def __call__(self, x: Float[ArrayLike, "b h w d"]) -> Float[Array, "b h w d"]:
         conv = partial(Conv, size=1, bias=True, dtype=self.dtype)
         gate = jnp.mean(x, (1, 2), keepdims=True)
         gate = nn.relu(conv(self.features, name="fc1")(gate))
@@ -105,7 +105,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[ArrayLike, "b _ _ _"], train: bool) -> Float[Array, "b _ _ _"]:
         conv = partial(_ConvNorm, norm=self.norm, dtype=self.dtype)
         gain = nn.initializers.zeros_init() if self.zero_gain else nn.initializers.ones_init()
         features = self.width * 4 if self.bottleneck else self.width

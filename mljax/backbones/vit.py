@@ -37,7 +37,7 @@ class _Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[ArrayLike, "b n d"]) -> Float[Array, "b n d"]:
         b, n, d = x.shape
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=SMALL_NORMAL)
         parts = jnp.split(dense(3 * d, name="qkv")(x), 3, axis=-1)
@@ -55,7 +55,7 @@ class _Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"], train: bool) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[ArrayLike, "b n d"], train: bool) -> Float[Array, "b n d"]:
         y = _Attention(self.heads, self.dtype, name="attention")(LayerNorm(self.dtype, name="norm1")(x))
         x = x + DropPath(self.drop_path, name="drop1")(y, train)
         y = Mlp(gelu, self.dtype, name="mlp")(LayerNorm(self.dtype, name="norm2")(x))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mljax.errors import UserError, one_of
 from mljax.layers.linear import XAVIER, layer_norm, torch_linear_init
+from mljax.types import ArrayLike
 
 Combine = Callable[[Array], Array]  # changes the attention scores (b k q n)
 ACTIVATIONS: dict[str, Combine] = {
@@ -18,7 +19,7 @@ ACTIVATIONS: dict[str, Combine] = {
 }
 
 
-def attention_bias(correlation: Float[Array, "l l"] | None, mode: str) -> Combine | None:
+def attention_bias(correlation: Float[ArrayLike, "l l"] | None, mode: str) -> Combine | None:
     """How a label correlation enters attention scores (b k l l); see `MultiHeadAttention.combine`.
 
     `add`: s + S; `multiply`: s * S; `mask`: -inf where S is 0, the diagonal always kept; `none`: s.
@@ -65,7 +66,12 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, "b q _"], key: Float[Array, "b n _"], value: Float[Array, "b n _"], *, train: bool
+        self,
+        query: Float[ArrayLike, "b q _"],
+        key: Float[ArrayLike, "b n _"],
+        value: Float[ArrayLike, "b n _"],
+        *,
+        train: bool,
     ) -> tuple[Float[Array, "b q {self.width}"], Float[Array, "b {self.heads} q n"]]:
         """The attended values, and the weights."""
         if self.width % self.heads:
@@ -112,7 +118,7 @@ class FeedForward(nn.Module):
     initial: str = "xavier"
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch d"], *, train: bool) -> Float[Array, "*batch d"]:
+    def __call__(self, x: Float[ArrayLike, "*batch d"], *, train: bool) -> Float[Array, "*batch d"]:
         def dense(features: int, inputs: int, name: str) -> nn.Dense:
             torch, zero = torch_linear_init(inputs), nn.initializers.zeros_init()
             return nn.Dense(
@@ -150,11 +156,11 @@ class AttentionLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b q d"],
-        memory: Float[Array, "b n _"] | None = None,
+        x: Float[ArrayLike, "b q d"],
+        memory: Float[ArrayLike, "b n _"] | None = None,
         *,
-        query_position: Float[Array, "#b q d"] | None = None,
-        key_position: Float[Array, "#b n _"] | None = None,
+        query_position: Float[ArrayLike, "#b q d"] | None = None,
+        key_position: Float[ArrayLike, "#b n _"] | None = None,
         train: bool,
     ) -> tuple[Float[Array, "b q d"], Float[Array, "b {self.heads} q _"]]:
         """The tokens or labels x after the layer, and the attention weights (b k q n)."""
@@ -174,6 +180,8 @@ class AttentionLayer(nn.Module):
         return layer_norm("norm2", self.dtype)(x + drop(ffn(x, train=train))), weights
 
 
-def attention_maps(weights: Float[Array, "b k l n"], height: int, width: int) -> Float[Array, "b k l {height} {width}"]:
+def attention_maps(
+    weights: Float[ArrayLike, "b k l n"], height: int, width: int
+) -> Float[ArrayLike, "b k l {height} {width}"]:
     """The weights of a cross-attention as maps."""
     return weights.reshape(*weights.shape[:-1], height, width)

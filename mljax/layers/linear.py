@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mljax.types import ArrayLike
+
 XAVIER = nn.initializers.xavier_uniform()
 
 
@@ -29,7 +31,7 @@ class GroupLinear(nn.Module):
     """One linear classifier per label: logit_l = w_l . x_l + b_l, in float32."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+    def __call__(self, x: Float[ArrayLike, "b l d"]) -> Float[Array, "b l"]:
         _, labels, width = x.shape
         kernel = self.param("kernel", torch_linear_init(width), (labels, width))
         bias = self.param("bias", torch_linear_init(width), (labels,))

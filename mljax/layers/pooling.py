@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mljax.layers.feature_maps import tokens
 from mljax.layers.linear import Affine
+from mljax.types import ArrayLike
 
 
 class ActivationPooling(nn.Module):
@@ -26,7 +27,7 @@ class ActivationPooling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, feature_map: Float[Array, "b h w d"]
+        self, feature_map: Float[ArrayLike, "b h w d"]
     ) -> tuple[Float[Array, "b l {self.width}"], Float[Array, "b h*w l"]]:
         """The features, and the score maps before the sigmoid."""
         x = tokens(feature_map)
@@ -58,7 +59,7 @@ class SemanticPooling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, feature_map: Float[Array, "b h w d"], vectors: Float[Array, "l e"]
+        self, feature_map: Float[ArrayLike, "b h w d"], vectors: Float[ArrayLike, "l e"]
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b h*w l"]]:
         """The features, and the attention, which sums to 1 over n."""
         x = tokens(feature_map)

@@ -13,12 +13,13 @@ from mljax import parallel
 from mljax.errors import one_of
 from mljax.losses.log_total import log_total
 from mljax.losses.numeric import floats, unit, wide
+from mljax.types import ArrayLike
 
 
 def ranking(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     margin: float = 1.0,
 ) -> Float[Array, "b l"]:
@@ -36,12 +37,12 @@ def ranking(
 
 
 def cross_image(
-    features: Num[Array, "b l d"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"],
+    features: Num[ArrayLike, "b l d"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"],
     *,
     key: PRNGKeyArray | None = None,
-    draws: Float[Array, "pairs l"] | None = None,
+    draws: Float[ArrayLike, "pairs l"] | None = None,
     axis: str | None = None,
 ) -> Float[Array, ""]:
     """SST's and SARB's contrastive loss between the label features of two images, with hard negatives.
@@ -102,9 +103,9 @@ def _rank(x: Array, group: Array) -> Array:
 
 
 def supervised_contrastive(
-    embeddings: Num[Array, "n d"],
-    labels: Num[Array, "n l"],
-    active: Shaped[Array, "n"] | None = None,
+    embeddings: Num[ArrayLike, "n d"],
+    labels: Num[ArrayLike, "n l"],
+    active: Shaped[ArrayLike, "n"] | None = None,
     *,
     temperature: float = 0.2,
     base_temperature: float | None = None,
@@ -150,9 +151,9 @@ def supervised_contrastive(
 
 
 def label_contrastive(
-    embeddings: Num[Array, "b l d"],
-    active: Shaped[Array, "b l"],
-    others: Shaped[Array, "b l"] | None = None,
+    embeddings: Num[ArrayLike, "b l d"],
+    active: Shaped[ArrayLike, "b l"],
+    others: Shaped[ArrayLike, "b l"] | None = None,
     *,
     temperature: float = 0.2,
     how: str = "mean",
@@ -190,7 +191,7 @@ def label_contrastive(
 
 
 def hard_negatives(
-    logits: Float[Array, "b l"], active: Shaped[Array, "b l"], allowed: Shaped[Array, "b l"], size: int
+    logits: Float[ArrayLike, "b l"], active: Shaped[ArrayLike, "b l"], allowed: Shaped[ArrayLike, "b l"], size: int
 ) -> Float[Array, "b l"]:
     """The inactive entries of the highest logits that fill a denominator up to `size` entries, the active counted.
 

@@ -3,7 +3,7 @@ batch as single-positive learning has them."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Array, Float, Num
 
@@ -11,14 +11,14 @@ from mljax.build import check_keys, keywords
 from mljax.errors import UserError, nearest, one_of
 from mljax.losses import contrastive, elementwise, weak_labels
 from mljax.losses.reduction import REDUCTIONS, reduce
-from mljax.types import Batch
+from mljax.types import ArrayLike, Batch
 
 
 def epr(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"],
-    mask: Num[Array, "b"],
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"],
+    mask: Num[ArrayLike, "b"],
     axis: str | None,
     *,
     expected: float,
@@ -29,10 +29,10 @@ def epr(
 
 
 def pr(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"],
-    mask: Num[Array, "b"],
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"],
+    mask: Num[ArrayLike, "b"],
     axis: str | None,
     *,
     margin: float = 1.0,
@@ -63,11 +63,11 @@ class Criterion:
 
     def __call__(
         self,
-        logits: Float[Array, "b l"],
+        logits: Float[ArrayLike, "b l"],
         batch: Batch,
         *,
-        labels: Num[Array, "b l"] | None = None,
-        observed: Num[Array, "b l"] | None = None,
+        labels: Num[ArrayLike, "b l"] | None = None,
+        observed: Num[ArrayLike, "b l"] | None = None,
         axis: str | None = None,
     ) -> Float[Array, ""]:
         """The loss of a batch over its known entries, padding left out.
@@ -87,7 +87,7 @@ class Criterion:
         return reduce(values, weights, how=self.reduction, mask=mask, axis=axis)
 
     @classmethod
-    def from_config(cls, section: Mapping[str, Any]) -> Self:
+    def from_config(cls, section: Mapping[str, Any]) -> "Criterion":
         """Of `config.loss`: the name, the reduction and the loss's settings, all checked here."""
         settings = dict(section)
         reduction = settings.pop("reduction", "mean")

@@ -21,12 +21,13 @@ from jaxtyping import Array, Float, Int, Num
 from mljax import build
 from mljax.errors import UserError
 from mljax.losses.numeric import at_least, floats, log_complement, negative_log_sigmoid, safe_power
+from mljax.types import ArrayLike
 
 
 def bce(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     eps: float = 0.0,
 ) -> Float[Array, "b l"]:
@@ -44,9 +45,9 @@ def bce(
 
 
 def bce_ls(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     smoothing: float = 0.1,
     eps: float = 0.0,
@@ -60,9 +61,9 @@ def bce_ls(
 
 
 def asl(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     gamma_neg: float = 4.0,
     gamma_pos: float = 1.0,
@@ -104,9 +105,9 @@ def asl(
 
 
 def focal(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     gamma: float = 2.0,
     alpha: float | None = None,
@@ -127,9 +128,9 @@ def focal(
 
 
 def partial_bce(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     alpha: float = -4.45,
     beta: float = 5.45,
@@ -152,9 +153,9 @@ def partial_bce(
 
 
 def an(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     eps: float = 1e-5,
 ) -> Float[Array, "b l"]:
@@ -167,9 +168,9 @@ def an(
 
 
 def an_ls(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     smoothing: float = 0.1,
     eps: float = 1e-5,
@@ -182,9 +183,9 @@ def an_ls(
 
 
 def wan(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     negative_weight: float | None = None,
     eps: float = 1e-5,
@@ -199,9 +200,9 @@ def wan(
 
 
 def iu(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     eps: float = 1e-5,
 ) -> Float[Array, "b l"]:
@@ -214,9 +215,9 @@ def iu(
 
 
 def positives(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
-    observed: Num[Array, "b l"] | None = None,
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
+    observed: Num[ArrayLike, "b l"] | None = None,
     *,
     eps: float = 1e-5,
 ) -> Float[Array, "b l"]:
@@ -254,7 +255,9 @@ def make(section: Mapping[str, Any]) -> Callable[..., Array]:
     return functools.partial(loss, **settings)
 
 
-def entries(name: str, observed: Num[Array, "b l"], mask: Num[Array, "b"] | None = None) -> Num[Array, "b l"]:
+def entries(
+    name: str, observed: Num[ArrayLike, "b l"], mask: Num[ArrayLike, "b"] | None = None
+) -> Num[ArrayLike, "b l"]:
     """The weights that `reduce` wants for a loss: which entries of a batch count, 0 or 1.
 
     Args:
@@ -266,8 +269,8 @@ def entries(name: str, observed: Num[Array, "b l"], mask: Num[Array, "b"] | None
 
 
 def asl_single_label(
-    logits: Float[Array, "b l"],
-    classes: Int[Array, "b"],
+    logits: Float[ArrayLike, "b l"],
+    classes: Int[ArrayLike, "b"],
     *,
     gamma_neg: float = 4.0,
     gamma_pos: float = 0.0,

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mljax.types import ArrayLike
+
 BLOCK = 256  # rows of a block of similarities; 256 x 256 float32 are 256 KiB
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def log_total(z: Float[Array, "n d"], takes: Float[Array, "n"], temperature: float) -> Float[Array, "n"]:
+def log_total(z: Float[ArrayLike, "n d"], takes: Float[ArrayLike, "n"], temperature: float) -> Float[Array, "n"]:
     """log of the sum over the other taken rows of exp(z_i . z_j / temperature), without the matrix of similarities.
 
     Taken rows are put first, and only blocks of (BLOCK BLOCK) that hold some are computed, one at a time, with a

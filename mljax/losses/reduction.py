@@ -6,16 +6,17 @@ from jaxtyping import Array, Float, Num, Shaped
 from mljax import parallel
 from mljax.errors import one_of
 from mljax.losses.numeric import floats
+from mljax.types import ArrayLike
 
 REDUCTIONS = ("mean", "batch_mean", "sum")
 
 
 def reduce(
-    values: Num[Array, "b l"],
-    weights: Shaped[Array, "b l"],
+    values: Num[ArrayLike, "b l"],
+    weights: Shaped[ArrayLike, "b l"],
     *,
     how: str,
-    mask: Num[Array, "b"] | None = None,
+    mask: Num[ArrayLike, "b"] | None = None,
     axis: str | None = None,
 ) -> Float[Array, ""]:
     """One number from a loss per entry, such that its mean over devices is the loss of the global batch.

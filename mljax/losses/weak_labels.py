@@ -13,13 +13,14 @@ from mljax import parallel
 from mljax.losses.elementwise import asl, bce, entries, positives
 from mljax.losses.numeric import floats, unit, wide
 from mljax.losses.reduction import reduce
+from mljax.types import ArrayLike
 
 
 def expected_positives(
-    probabilities: Float[Array, "b l"],
+    probabilities: Float[ArrayLike, "b l"],
     expected: float,
     *,
-    mask: Num[Array, "b"] | None = None,
+    mask: Num[ArrayLike, "b"] | None = None,
     axis: str | None = None,
 ) -> Float[Array, ""]:
     """((mean over b of the sum over l of p - k) / l)^2, k positives expected per image.
@@ -35,12 +36,12 @@ def expected_positives(
 
 
 def epr(
-    logits: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
+    logits: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
     *,
     expected: float,
     eps: float = 1e-5,
-    mask: Num[Array, "b"] | None = None,
+    mask: Num[ArrayLike, "b"] | None = None,
     axis: str | None = None,
 ) -> Float[Array, ""]:
     """Expected positive regularisation: mean of -log p on observed positives, plus `expected_positives`.
@@ -57,13 +58,13 @@ def epr(
 
 
 def role(
-    logits: Float[Array, "b l"],
-    theta: Float[Array, "b l"],
-    labels: Num[Array, "b l"],
+    logits: Float[ArrayLike, "b l"],
+    theta: Float[ArrayLike, "b l"],
+    labels: Num[ArrayLike, "b l"],
     *,
     expected: float,
     eps: float = 1e-5,
-    mask: Num[Array, "b"] | None = None,
+    mask: Num[ArrayLike, "b"] | None = None,
     axis: str | None = None,
 ) -> Float[Array, ""]:
     """Regularised online label estimation: L = (L'(p | q) + L'(q | p)) / 2, where q = sigmoid(theta) estimates labels.
@@ -90,8 +91,8 @@ def role(
 
 
 def candidate_weights(
-    confidence: Float[Array, "N l"],
-    candidates: Num[Array, "N l"],
+    confidence: Float[ArrayLike, "N l"],
+    candidates: Num[ArrayLike, "N l"],
     *,
     alpha: float = 0.6,
     difficulty_aware: bool = False,
@@ -124,7 +125,7 @@ def pair_index(count: int) -> Int[np.ndarray, "2 pairs"]:
     return np.stack(np.triu_indices(count, 1)).astype(np.int32)
 
 
-def cooccurrence_targets(labels: Num[Array, "b l"], observed: Num[Array, "b l"]) -> Float[Array, "b pairs"]:
+def cooccurrence_targets(labels: Num[ArrayLike, "b l"], observed: Num[ArrayLike, "b l"]) -> Float[Array, "b pairs"]:
     """Targets of SST's pair logits, in `pair_index` order: 1 where both labels are known positives."""
     i, j = pair_index(labels.shape[-1])
     positive = (labels * observed).astype(jnp.float32)
@@ -132,7 +133,7 @@ def cooccurrence_targets(labels: Num[Array, "b l"], observed: Num[Array, "b l"])
 
 
 def cooccurrence_loss(
-    pair_logits: Float[Array, "b pairs"], labels: Num[Array, "b l"], observed: Num[Array, "b l"]
+    pair_logits: Float[ArrayLike, "b pairs"], labels: Num[ArrayLike, "b l"], observed: Num[ArrayLike, "b l"]
 ) -> Float[Array, "b pairs"]:
     """SST's intra-image co-occurrence loss, element-wise; its authors take the mean over pairs and images.
 
@@ -144,7 +145,7 @@ def cooccurrence_loss(
     return asl(pair_logits, targets, gamma_neg=2.0, gamma_pos=1.0, clip=0.05, detach_focal=False)
 
 
-def cooccurrence_matrix(pair_logits: Float[Array, "b pairs"], count: int) -> Float[Array, "b {count} {count}"]:
+def cooccurrence_matrix(pair_logits: Float[ArrayLike, "b pairs"], count: int) -> Float[Array, "b {count} {count}"]:
     """How labels go together in each image, as SST's pair logits say it: symmetric, ones on the diagonal."""
     i, j = pair_index(count)
     probabilities = jax.nn.sigmoid(pair_logits.astype(jnp.float32))
@@ -153,7 +154,7 @@ def cooccurrence_matrix(pair_logits: Float[Array, "b pairs"], count: int) -> Flo
 
 
 def cooccurrence_scores(
-    pair_logits: Float[Array, "b pairs"], labels: Num[Array, "b l"], observed: Num[Array, "b l"]
+    pair_logits: Float[ArrayLike, "b pairs"], labels: Num[ArrayLike, "b l"], observed: Num[ArrayLike, "b l"]
 ) -> Float[Array, "b l"]:
     """Mean over an image's known positives of the probability that a label goes with them; 0 without any.
 
@@ -166,7 +167,7 @@ def cooccurrence_scores(
     return total / jnp.maximum(positive.sum(axis=-1, keepdims=True), 1)
 
 
-def memory_scores(features: Num[Array, "b l d"], memory: Num[Array, "l q d"]) -> Float[Array, "b l"]:
+def memory_scores(features: Num[ArrayLike, "b l d"], memory: Num[ArrayLike, "l q d"]) -> Float[Array, "b l"]:
     """Mean cosine of an image's label feature with stored features of known positives of that label.
 
     Args:
@@ -178,7 +179,7 @@ def memory_scores(features: Num[Array, "b l d"], memory: Num[Array, "l q d"]) ->
 
 
 def pseudo_positives(
-    scores: Float[Array, "b l"], observed: Num[Array, "b l"], threshold: Float[Array, "..."] | float
+    scores: Float[ArrayLike, "b l"], observed: Num[ArrayLike, "b l"], threshold: Float[ArrayLike, "..."] | float
 ) -> Float[Array, "b l"]:
     """1 for unobserved labels whose score reaches the threshold, else 0; without gradient, and never a negative.
 

@@ -131,7 +131,7 @@ def test_the_metric_of_a_plateau():
     p = 1 / (1 + np.exp(-np.array([0.5, 2.0, 1.0])))  # of the true value of the three entries that are scored
     config = toy.config("c_tran", optim__schedule={"name": "plateau", "metric": "loss"})
     assert evaluation.plateau_metric(done, source, config) == pytest.approx(-np.log(p).mean(), rel=1e-6)
-    config.optim.metric = "CF1"
+    config.optim.schedule.metric = "CF1"
     assert evaluation.plateau_metric(done, source, config) == 3.0
 
 

@@ -227,7 +227,7 @@ def test_a_system_that_is_bound_to_its_labels_says_so():
     run, _ = toy.assembled(toy.config("baseline"))
     bound = predict.Run("nowhere", run, {}, "", 0)
     with pytest.raises(UserError, match="'baseline' is bound to the labels .* train configs/ml_decoder.py:zero_shot"):
-        zero_shot.with_labels(bound, ["zebra"])
+        bound.with_labels(["zebra"])
 
 
 # --- NUS-WIDE's zero-shot lists ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import evaluate, experiment, predict, train, zero_shot
+from mljax import evaluate, experiment, predict, train
 from mljax import run as run_module
 from mljax.data import scenes, unseen
 from mljax.data.nuswide import CLASSES, nuswide
@@ -227,7 +227,7 @@ def test_a_system_that_is_bound_to_its_labels_says_so():
     run, _ = toy.assembled(toy.config("baseline"))
     bound = predict.Run("nowhere", run, {}, "", 0)
     with pytest.raises(UserError, match="'baseline' is bound to the labels .* train configs/ml_decoder.py:zero_shot"):
-        zero_shot.with_labels(bound, ["zebra"])
+        bound.with_labels(["zebra"])
 
 
 # --- NUS-WIDE's zero-shot lists ---------------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ def test_wrong_words(capsys, tmp_path):
         (["stats", SCENES, "more"], "'more' is not expected here"),
         (["pack", SCENES], "folder to pack into is missing"),
         (["prepare", "voc2007"], "--root is missing"),
-        (["prepare", "voc2007", "--root=x", "--config.seed=1"], "no --config"),
+        (["prepare", "voc2007", "--root=x", "--config.seed=1"], "leave --config.KEY=VALUE out"),
         (["stats", SCENES, "--config.data.rot"], "needs a value"),
         (["stats", SCENES, "--contents"], "no flag --contents .did you mean '--content'"),
         (["stats", SCENES, "--config.data.train_imags=3"], "train_imags"),

@@ -266,7 +266,7 @@ def test_the_authors_grid_reaches_the_stage_that_they_search():
 
 def test_an_override_that_every_stage_overrides_is_said():
     found = toy.config("role", "voc2012,linear_init").lock()
-    with pytest.raises(UserError, match="backbone.frozen=stem has no effect: every stage of this config says its own"):
+    with pytest.raises(UserError, match="backbone.frozen=stem has no effect: every stage of this config sets its own"):
         override(found, "backbone.frozen", "stem")
     found = toy.config("cdcr", "smoke").lock()
     with pytest.raises(UserError, match="optim.epochs=3 has no effect"):
@@ -293,7 +293,7 @@ def test_an_override_of_one_stage():
     for key, text, sentence in (
         ("stages[2].optim.lr", "1", r"stages\[2\].optim.lr=1: this config has 2, counted from 0"),
         ("stages[1].optim.rate", "1", r"--config.stages\[1\].optim.rate: there is no key 'rate'|no setting"),
-        ("stages[1].seed", "x", r"--config.stages\[1\].seed=x: a value of type int"),
+        ("stages[1].seed", "x", r"--config.stages\[1\].seed=x: expected a value of type int"),
     ):
         with pytest.raises(UserError, match=sentence):
             override(found, key, text)
@@ -316,7 +316,7 @@ def test_what_a_user_can_get_wrong():
     ):
         check(found)
     found.system.net = {"pooling": "max"}
-    with pytest.raises(UserError, match=r"config.system.net is .*; it is the section of a system"):
+    with pytest.raises(UserError, match=r"config.system.net is .*; expected the section of a system"):
         check(found)
 
 

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", help="show, pack: of which split (pack: of these, joined by commas)")
     parser.add_argument(
         "--out",
-        help="show: the picture that is written (samples.png); observe: the .npz (masks.npz); check: the digests",
+        help="the file: show: samples.png; observe: masks.npz; check: the digests",
     )
     parser.add_argument("--count", type=int, default=6, help="show: photos")
     parser.add_argument("--views", type=int, default=4, help="show: different augmented ones of each, at most")

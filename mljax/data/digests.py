@@ -56,9 +56,7 @@ def check(path: Path, sources: list[Source]) -> list[str]:
         if not isinstance(table, dict) or not all(isinstance(digests, dict) for digests in table.values()):
             raise ValueError("other content")
     except FileNotFoundError:
-        raise UserError(
-            f"{str(path)!r} is missing; write it with --write while the data are as they should be."
-        ) from None
+        raise UserError(f"{str(path)!r} is missing; write it with --write.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is not a file of digests ({error}); write it again with --write.") from None
     wrong = []

@@ -330,7 +330,7 @@ def test_check_finds_every_image_that_changed(tmp_path, capsys):
     for i, name in enumerate("abcde"):
         Image.new("RGB", (8, 8), (40 * i, 9, 9)).save(tmp_path / f"{name}.png")
     table(*"abcd")
-    flags = ("configs/baseline.py:csv", f"--config.data.root={tmp_path}", "--config.data.file=labels.csv")
+    flags = ("configs/baseline.py:csv", f"--config.data.file={tmp_path}/labels.csv")
     status, _, err = run(capsys, "check", *flags)
     assert status == 2 and "mljax-digests.json' is missing; write it with --write" in err
     assert run(capsys, "check", *flags, "--write")[0] == 0

@@ -105,7 +105,9 @@ def _stats(config: Any, args: Any) -> int:
 def _check(config: Any, args: Any) -> int:
     """Compare every image with the digest that was written of it, or write digests."""
     sources = [_source(config, split, training=kind == "train") for kind, split in _splits(config)]
-    path = Path(args.out) if args.out else data_folder(config.data.get("root")) / digests.NAME
+    own = config.data.get("file")  # a CSV, beside which its photos lie
+    folder = Path(own).expanduser().parent if own else data_folder(config.data.get("root"))
+    path = Path(args.out) if args.out else folder / digests.NAME
     if args.write:
         digests.write(path, sources)
         print(f"{path}: digests of {sum(map(len, sources)):,} images")

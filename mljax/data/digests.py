@@ -23,7 +23,7 @@ def of(source: Source) -> dict[str, str]:
             image = source.read(row)
         except OSError:
             return ""
-        return hashlib.sha256(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image).hexdigest()
+        return hashlib.sha256(image.tobytes() if isinstance(image, np.ndarray) else image).hexdigest()
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(map(str, source.ids), pool.map(digest, range(len(source)))))

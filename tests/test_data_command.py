@@ -323,22 +323,24 @@ def test_cooccurrence_is_kept_under_the_fingerprint(monkeypatch, tmp_path):
 
 
 def test_check_finds_every_image_that_changed(tmp_path, capsys):
-    for i, name in enumerate(("a", "b", "c", "d")):
-        for split in ("train", "val"):
-            (tmp_path / split / "cat").mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (8, 8), (40 * i, 9, 9)).save(tmp_path / split / "cat" / f"{name}.png")
-    flags = ("configs/baseline.py:folders", f"--config.data.root={tmp_path}", "--config.splits.eval=val")
+    def table(*names):
+        rows = [f"{name}.png,cat,{'val' if name in 'de' else 'train'}\n" for name in names]
+        (tmp_path / "labels.csv").write_text("image,labels,split\n" + "".join(rows))
+
+    for i, name in enumerate("abcde"):
+        Image.new("RGB", (8, 8), (40 * i, 9, 9)).save(tmp_path / f"{name}.png")
+    table(*"abcd")
+    flags = ("configs/baseline.py:csv", f"--config.data.file={tmp_path}/labels.csv")
     status, _, err = run(capsys, "check", *flags)
     assert status == 2 and "mljax-digests.json' is missing; write it with --write" in err
     assert run(capsys, "check", *flags, "--write")[0] == 0
     status, out, _ = run(capsys, "check", *flags)
-    assert status == 0 and "all 8 images are as they were" in out
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "train" / "cat" / "b.png")
-    (tmp_path / "train" / "cat" / "c.png").unlink()
-    (tmp_path / "val" / "cat" / "d.png").rename(tmp_path / "val" / "cat" / "e.png")
+    assert status == 0 and "all 4 images are as they were" in out
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "b.png")
+    table(*"abe")
     status, _, err = run(capsys, "check", *flags)
     assert status == 2
-    for says in ("1 changed, 'cat/b.png'", "1 gone, 'cat/c.png'", "1 new, 'cat/e.png'", "1 gone, 'cat/d.png'"):
+    for says in ("1 changed, 'b.png'", "1 gone, 'c.png'", "1 new, 'e.png'", "1 gone, 'd.png'"):
         assert says in err
     (tmp_path / "mljax-digests.json").write_text("[]")
     assert "is not a file of digests" in run(capsys, "check", *flags)[2]

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", help="show, pack: of which split (pack: of these, joined by commas)")
     parser.add_argument(
         "--out",
-        help="show: the picture that is written (samples.png); observe: the .npz (masks.npz); check: the digests",
+        help="the file: show: samples.png; observe: masks.npz; check: the digests",
     )
     parser.add_argument("--count", type=int, default=6, help="show: photos")
     parser.add_argument("--views", type=int, default=4, help="show: different augmented ones of each, at most")
@@ -103,7 +103,9 @@ def _stats(config: Any, args: Any) -> int:
 def _check(config: Any, args: Any) -> int:
     """Compare every image with the digest that was written of it, or write digests."""
     sources = [_source(config, split, training=kind == "train") for kind, split in _splits(config)]
-    path = Path(args.out) if args.out else data_folder(config.data.get("root")) / digests.NAME
+    own = config.data.get("file")  # a CSV, beside which its photos lie
+    folder = Path(own).expanduser().parent if own else data_folder(config.data.get("root"))
+    path = Path(args.out) if args.out else folder / digests.NAME
     if args.write:
         digests.write(path, sources)
         print(f"{path}: digests of {sum(map(len, sources)):,} images")

@@ -23,7 +23,7 @@ def of(source: Source) -> dict[str, str]:
             image = source.read(row)
         except OSError:
             return ""
-        return hashlib.sha256(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image).hexdigest()
+        return hashlib.sha256(image.tobytes() if isinstance(image, np.ndarray) else image).hexdigest()
 
     with ThreadPoolExecutor(4) as pool:
         return dict(zip(map(str, source.ids), pool.map(digest, range(len(source)))))
@@ -56,9 +56,7 @@ def check(path: Path, sources: list[Source]) -> list[str]:
         if not isinstance(table, dict) or not all(isinstance(digests, dict) for digests in table.values()):
             raise ValueError("other content")
     except FileNotFoundError:
-        raise UserError(
-            f"{str(path)!r} is missing; write it with --write while the data are as they should be."
-        ) from None
+        raise UserError(f"{str(path)!r} is missing; write it with --write.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} is not a file of digests ({error}); write it again with --write.") from None
     wrong = []

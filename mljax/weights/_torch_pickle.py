@@ -189,6 +189,12 @@ def _refused(unpickler: Any) -> None:
     raise ValueError("an array of bytes, which torch.save does not write")
 
 
+def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, dtype: Any) -> Tensor:
+    if max(len(shape), len(stride)) > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
+    return Tensor(storage, offset, tuple(shape), tuple(stride), dtype)
+
+
 def _table(spend: Callable[[int], None]) -> dict[str, Any]:
     """Name in a pickle -> what stands for it here."""
 
@@ -196,11 +202,6 @@ def _table(spend: Callable[[int], None]) -> dict[str, Any]:
         for one in entries:
             spend(len(one))
         return OrderedDict(*entries)
-
-    def tensor(storage: Storage, offset: int, shape: Any, stride: Any, dtype: Any) -> Tensor:
-        if max(len(shape), len(stride)) > MAX_DIMENSIONS:
-            raise ValueError(f"a tensor of {len(shape)} dimensions")
-        return Tensor(storage, offset, tuple(shape), tuple(stride), dtype)
 
     class Ignored:
         __slots__ = ()
@@ -214,12 +215,12 @@ def _table(spend: Callable[[int], None]) -> dict[str, Any]:
         __setstate__ = __setitem__ = append = extend = add = update = ignore
 
     def rebuild(storage: Storage, offset: int, shape: Any, stride: Any, *_: Any) -> Tensor:
-        return tensor(storage, offset, shape, stride, storage.dtype)
+        return _tensor(storage, offset, shape, stride, storage.dtype)
 
     def rebuild_typed(
         storage: Storage, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: str, *_: Any
     ) -> Tensor:
-        return tensor(storage, offset, shape, stride, np.dtype(DTYPES[dtype]))
+        return _tensor(storage, offset, shape, stride, np.dtype(DTYPES[dtype]))
 
     def parameter(data: Tensor, *_: Any) -> Tensor:
         return data

@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what is kept of it: one live line, metrics.jsonl, TensorBoard events."""
+"""The progress of a run: one live line, metrics.jsonl, TensorBoard events."""
 
 import contextlib
 import math
@@ -24,7 +24,7 @@ class Writer:
 
     def __init__(self, workdir: Path):
         self.workdir = workdir
-        # Asked of the stream itself: notebooks make rich believe in a terminal, and then draw every refresh anew.
+        # The stream itself decides: in notebooks rich believes in a terminal, and draws every refresh anew.
         self.live = sys.stderr.isatty()
         self.console = Console(
             file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=self.live
@@ -189,7 +189,7 @@ class Meter:
             self.writer.line(f"{self.label}compiled in {duration(seconds)}")
 
     def say(self, text: str) -> None:
-        """What goes on besides training, in the live line."""
+        """Show a short text, such as "evaluating", in the live line."""
         if self.bar is not None:
             self.bar.update(self.task, info=text)
 
@@ -212,12 +212,12 @@ class Meter:
             self.shown = now
             self.writer.line(f"{self.label}{self._step(step)}  {self.info}")
 
-    def evaluated(self, found: dict[str, dict[str, float]], seconds: float) -> None:
+    def evaluated(self, reports: dict[str, dict[str, float]], seconds: float) -> None:
         self.say(self.info)
         self.paused += seconds
         self.mark = (self.mark[0], time.perf_counter())
         shown = "  ".join(
-            f"{kind} mAP {_percent(metrics['mAP'])} OF1 {_percent(metrics['OF1'])}" for kind, metrics in found.items()
+            f"{kind} mAP {_percent(metrics['mAP'])} OF1 {_percent(metrics['OF1'])}" for kind, metrics in reports.items()
         )
         self.writer.line(f"{self.label}{self._step(self.mark[0])}  {shown}  evaluated in {duration(seconds)}")
 

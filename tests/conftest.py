@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 # Compiling costs far more here than computing does, so LLVM optimises little. Not level 0: mcar's and tdrg's gradients
-# are NaN there after a step. (mcar with average pooling is well: the gradient of its maximum over positions is suspect.)
+# are NaN there after a step. (mcar is well with average pooling: suspect the gradient of a maximum over positions.)
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=2"

@@ -14,8 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from conftest import golden_file
 from mljax.errors import UserError
-from mljax.trees import path_name
 from mljax.rundir.checkpoint import Checkpoints, NotFinite
+from mljax.trees import path_name
 from saved_states import new_state, same, saved, shapes
 
 # Round trips

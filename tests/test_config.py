@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import GOLDEN
 from mljax import build, check, predict, train
 from mljax.config.base import base
 from mljax.config.flags import parse
@@ -18,6 +17,8 @@ from mljax.config.sections import OPTIM, TRAINED, check_sections
 from mljax.config.stages import stage_configs
 from mljax.config.text import FLAT, completed, from_json, to_json
 from mljax.errors import UserError
+
+GOLDEN = toy.TESTS / "golden"
 from mljax.optim.optimizer import optimizer
 from mljax.rundir import load_config
 

@@ -8,14 +8,18 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8, UInt32
 
-ArrayLike = jax.Array | np.ndarray  # as in Float[ArrayLike, "N l"]: on a device or on the host
+# as in Float[ArrayLike, "b l"]: on a device or on the host, since JAX takes both; a type checker sees the first
+if TYPE_CHECKING:
+    ArrayLike = jax.Array
+else:
+    ArrayLike = jax.Array | np.ndarray
 
 # image (b h w c) uint8, or endpoints {"32": (b h w d)}
 # labels (b l) float32 in [0, 1] | observed (b l) float32 in {0, 1}

@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 
 from mljax.backbones import _common
 from mljax.errors import UserError
-from mljax.types import ArrayLike
 
 # timm's trunc_normal_(std=0.02) cuts at +-2, a hundred deviations out: a plain normal.
 SMALL_NORMAL = nn.initializers.normal(0.02)
@@ -176,8 +175,8 @@ def resize_bias_table(table: Float[np.ndarray, "_ k"], window: int) -> Float[np.
     return resize_map(np.asarray(table).reshape(old, old, -1), new, new).reshape(new * new, -1)
 
 
-def resize_map(image: Float[ArrayLike, "_ _ d"], h: int, w: int) -> Float[ArrayLike, "{h} {w} d"]:
-    """Bicubic as torch's interpolate(mode="bicubic"), not antialiased."""
+def resize_map(image: Float[jax.Array | np.ndarray, "_ _ d"], h: int, w: int) -> Any:
+    """(h w d): bicubic as torch's interpolate(mode="bicubic"), not antialiased."""
     rows, columns = _bicubic(image.shape[0], h), _bicubic(image.shape[1], w)
     if isinstance(image, jax.Array):
         rows, columns = (jnp.asarray(matrix, image.dtype) for matrix in (rows, columns))

@@ -81,7 +81,9 @@ class _Stem(nn.Module):
         return x + resize_positions(table, h, w).astype(self.dtype)
 
 
-def resize_positions(table: Float[ArrayLike, "1 _ d"], h: int, w: int) -> Float[ArrayLike, "1 1+{h}*{w} d"]:
+def resize_positions(
+    table: Float[jax.Array | np.ndarray, "1 _ d"], h: int, w: int
+) -> Float[jax.Array | np.ndarray, "1 1+{h}*{w} d"]:
     """The rows of the patches interpolated as a square map, the class token's kept.
 
     Raises:

@@ -77,13 +77,13 @@ class Criterion:
           labels, observed: used instead of the batch's (pseudo-labels).
           axis: the pmap axis, or None.
         """
-        labels = batch["labels"] if labels is None else labels
-        observed = batch["observed"] if observed is None else observed
-        logits, mask, settings = logits.astype(labels.dtype), batch["mask"], dict(self.settings)
+        truth: Any = batch["labels"] if labels is None else labels
+        known: Any = batch["observed"] if observed is None else observed
+        logits, mask, settings = logits.astype(truth.dtype), batch["mask"], dict(self.settings)
         if self.name in BATCH_LOSSES:
-            return BATCH_LOSSES[self.name](logits, labels, observed, mask, axis, **settings)
-        values = elementwise.make({"name": self.name, **settings})(logits, labels, observed)
-        weights = elementwise.entries(self.name, observed, mask)
+            return BATCH_LOSSES[self.name](logits, truth, known, mask, axis, **settings)
+        values = elementwise.make({"name": self.name, **settings})(logits, truth, known)
+        weights = elementwise.entries(self.name, known, mask)
         return reduce(values, weights, how=self.reduction, mask=mask, axis=axis)
 
     @classmethod

@@ -9,6 +9,7 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +28,9 @@ SECTIONS = {  # of a config that name what they build -> its kind, the folder or
 }
 ROOM = Path(__file__).parent
 OF_LINEN = ("parent", "name")  # fields that every linen module has
+TABLE = re.compile(  # an assignment on the top level, to its closing brace
+    r"^(?:NAMES|WHOLE)\b(?:[^\n]*\{\n(?:[ #][^\n]*\n|\n)*\}[^\n]*|[^\n]*)", re.M
+)
 NOUNS = {"data.observe": "observations", "optim": "optimizers", "optim.schedules": "schedules"}
 APART = ("data.observe", "optim.schedules")  # tables of their own inside the package of another
 
@@ -43,7 +47,7 @@ def names(kind: str) -> dict[str, Callable[..., Any]]:
 @cache
 def listed(kind: str) -> frozenset[str]:
     """All names of a kind, from the source of its files; one whose names are not written out there is imported."""
-    return frozenset(name for file in files(kind) for name in _names_in(kind, file) or ())
+    return frozenset(name for file in files(kind) for name in _names_in(kind, file))
 
 
 @cache
@@ -54,35 +58,36 @@ def files(kind: str) -> list[str]:
 
 
 @cache
-def _names_in(kind: str, file: str) -> tuple[str, ...] | None:
-    """The keys of `NAMES` and `WHOLE` in a file, read from its source, or by import where they are not written out.
-
-    None: the file is not Python, or cannot be imported where that is needed.
-    """
-    tree = _source(kind, file)
-    if tree is None:
-        return None
+def _names_in(kind: str, file: str) -> tuple[str, ...]:
+    """The keys of `NAMES` and `WHOLE` in a file, read from its source, or by import where they are not written out."""
     keys: list[str] = []
-    for node in tree.body:
-        value = _names_of(node)
-        if isinstance(value, ast.Dict) and all(isinstance(key, ast.Constant) for key in value.keys):
-            keys += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
-        elif value is not None:
-            table, problem = _table(kind, file)
-            return None if problem else tuple(table)
+    for text in TABLE.findall(_text(kind, file)):
+        try:
+            value = _names_of(ast.parse(text).body[0])
+        except SyntaxError:
+            value = None
+        if not isinstance(value, ast.Dict) or not all(isinstance(key, ast.Constant) for key in value.keys):
+            return tuple(_table(kind, file)[0])
+        keys += [str(key.value) for key in value.keys if isinstance(key, ast.Constant)]
     return tuple(keys)
+
+
+@cache
+def _text(kind: str, file: str) -> str:
+    path = ROOM.joinpath(*kind.split("."), file)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    try:
+        return path.read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 @cache
 def _source(kind: str, file: str) -> ast.Module | None:
     """The parsed source of a file of a kind; None: it is not Python."""
-    path = ROOM.joinpath(*kind.split("."), file)
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     try:
-        return ast.parse(path.read_text())
-    except FileNotFoundError:
-        return ast.Module([], [])
-    except (OSError, SyntaxError, ValueError):
+        return ast.parse(_text(kind, file))
+    except (SyntaxError, ValueError):
         return None
 
 
@@ -99,7 +104,7 @@ def accepted(kind: str, name: str) -> frozenset[str] | None:
 
     Read are plain functions, and linen modules without another base: their arguments and their fields.
     """
-    for tree in filter(None, (_source(kind, file) for file in files(kind))):
+    for tree in filter(None, (_source(kind, file) for file in files(kind) if name in _names_in(kind, file))):
         defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
         for table in map(_names_of, tree.body):
             for key, value in zip(table.keys, table.values) if isinstance(table, ast.Dict) else ():
@@ -156,7 +161,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     Raises:
       UserError: no file of the kind has the name; the nearest one is in the sentence, and files that do not import.
     """
-    likely = [file for file in files(kind) if file == name or name in (_names_in(kind, file) or ())]
+    likely = [file for file in files(kind) if file == name or name in _names_in(kind, file)]
     for file in likely:
         table, problem = _table(kind, file)
         if problem:
@@ -170,7 +175,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
 
 def unknown(kind: str, name: str) -> UserError:
     """The error of a name that no file of a kind has; files that cannot be read may have it."""
-    broken = [_table(kind, file)[1] for file in files(kind) if _names_in(kind, file) is None]
+    broken = [_table(kind, file)[1] for file in files(kind) if _source(kind, file) is None]
     hint = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
     return UserError(f"There is no {name!r} among the {NOUNS.get(kind, kind)}{nearest(name, listed(kind))}{hint}.")
 

@@ -18,9 +18,10 @@ from mljax.config.stages import stage_configs
 from mljax.config.text import FLAT, completed, from_json, to_json
 from mljax.errors import UserError
 
-GOLDEN = toy.TESTS / "golden"
 from mljax.optim.optimizer import optimizer
 from mljax.rundir import load_config
+
+GOLDEN = toy.TESTS / "golden"
 
 SMOKE = "configs/cmsg.py:smoke"
 

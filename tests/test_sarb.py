@@ -295,7 +295,7 @@ def test_bad_input():
         build(meta=bare)
     with pytest.raises(
         UserError,
-        match=r"config.system.blends is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'",
+        match=r"blends is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'",
     ):
         build(blends="instances")
     with pytest.raises(UserError, match=r"config.system.every is 0; expected at least 1"):

@@ -84,7 +84,7 @@ def evaluate(
 
 
 def plateau_metric(evaluation: Evaluation, source: Source, config: Config) -> float:
-    """What `config.optim.schedule.metric` names, of the raw parameters: mAP, .., or "loss", the mean BCE of scored entries."""
+    """`config.optim.schedule.metric` of the raw parameters: mAP, .., or "loss", the mean BCE of scored entries."""
     name = config.optim.schedule.get("metric", "mAP")
     if name != "loss":
         return evaluation.reports["raw"]["metrics"][name]

@@ -60,10 +60,10 @@ class Role(nn.Module):
     """ROLE around a system.
 
     L = (L'(p | q) + L'(q | p)) / 2, q = sigmoid(theta) the estimated labels, theta the rows of the table that belong to
-    the batch; see `mljax.losses.weak_labels.role`, which takes the place of `config.loss` in the inner system. The
-    table starts uniformly within +-logit(0.6), observed positives at logit(0.995), observed negatives at logit(0.005). It is
-    trained at ten times the rate, without weight decay, and not averaged (`mljax.optim.groups.label_tables`); a group
-    of config.optim.groups that names "label_table" overrides that.
+    the batch; see `mljax.losses.weak_labels.role`, which takes the place of `config.loss` in the inner system.
+    The table starts uniformly within +-logit(0.6), observed positives at logit(0.995), observed negatives at
+    logit(0.005). It is trained at ten times the rate, without weight decay, and not averaged
+    (`mljax.optim.groups.label_tables`); a group of config.optim.groups that names "label_table" overrides that.
 
     Attributes:
       net: the section of the system around which it works; None: the baseline. What else its own loss has stays.

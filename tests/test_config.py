@@ -17,7 +17,6 @@ from mljax.config.sections import OPTIM, TRAINED, check_sections
 from mljax.config.stages import stage_configs
 from mljax.config.text import FLAT, completed, from_json, to_json
 from mljax.errors import UserError
-
 from mljax.optim.optimizer import optimizer
 from mljax.rundir import load_config
 

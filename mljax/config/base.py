@@ -28,24 +28,7 @@ def base() -> Config:
     config.devices = config_dict.placeholder(int)  # how many to use; None for all
     config.dtype = "float32"  # of the computation; parameters and loss stay float32
 
-    config.data = {"name": "scenes"}  # a reader and its settings
-    config.splits = {"train": "train", "eval": "test"}  # names, or slices such as "trainval[:-500]"
-    config.unseen = ()  # labels that training does not have; `mljax.evaluate --labels=unseen` scores them by vectors
-    config.observe = {"name": "all"}  # which labels of the training split are seen (mljax.data.observe)
-    config.vectors = "auto"  # label vectors: "auto" (the data set's own or none), "glove", a file, or "none"
-    config.input = ConfigDict(
-        {
-            "size": 96,
-            "train": {"crop": "squish", "flip": 0.5},  # settings of data.transforms.train
-            "eval": {"crop": "squish"},  # settings of data.transforms.evaluate
-            "views": 1,  # how many augmented views a batch holds of each image
-            "threads": 8,  # that read and augment
-            "workers": 0,  # processes in place of threads
-        }
-    )
-    config.cache = ConfigDict(  # endpoints of a frozen backbone, computed once; no train_views: no cache
-        {"train_views": (), "eval_views": (), "limit_gb": 30.0}
-    )
+    _add_data(config)
     config.backbone = {"name": "small", "widths": (16, 32, 64, 96), "endpoints": ("8",)}
     config.weights = ConfigDict(  # a record's name or a file; None: random
         {
@@ -77,6 +60,28 @@ def base() -> Config:
     config.start = "last"  # what a stage takes over from the one before
     config.log_every = 20  # steps between lines of metrics.jsonl
     return config
+
+
+def _add_data(config: Config) -> None:
+    """The sections that say what is trained on, and in which form it is read."""
+    config.data = {"name": "scenes"}  # a reader and its settings
+    config.splits = {"train": "train", "eval": "test"}  # names, or slices such as "trainval[:-500]"
+    config.unseen = ()  # labels that training does not have; `mljax.evaluate --labels=unseen` scores them by vectors
+    config.observe = {"name": "all"}  # which labels of the training split are seen (mljax.data.observe)
+    config.vectors = "auto"  # label vectors: "auto" (the data set's own or none), "glove", a file, or "none"
+    config.input = ConfigDict(
+        {
+            "size": 96,
+            "train": {"crop": "squish", "flip": 0.5},  # settings of pipeline.transforms.train
+            "eval": {"crop": "squish"},  # settings of pipeline.transforms.evaluate
+            "views": 1,  # how many augmented views a batch holds of each image
+            "threads": 8,  # that read and augment
+            "workers": 0,  # processes in place of threads
+        }
+    )
+    config.cache = ConfigDict(  # endpoints of a frozen backbone, computed once; no train_views: no cache
+        {"train_views": (), "eval_views": (), "limit_gb": 30.0}
+    )
 
 
 def choose(config: Config, arg: str | None, words: Words) -> Config:

@@ -169,7 +169,7 @@ def test_training_knows_each_number_up_to_three_quarters_equally_often():
 
 @pytest.mark.parametrize("loss_on", ["unknown", "all"])
 def test_loss_equals_numpy(loss_on):
-    """Sum of BCE on observed entries that were not told (or all), with the drawn part known to the forward pass."""
+    """Sum of BCE on observed entries that were not known (or all), with the drawn part known to the forward pass."""
     module = build(loss_on=loss_on, width=8, heads=2, layers=1, dropout=0.0)
     rng = np.random.default_rng(0)
     labels = (rng.random((5, L)) < 0.5).astype(np.float32)
@@ -187,7 +187,7 @@ def test_loss_equals_numpy(loss_on):
 
 
 def test_the_unknown_state_is_fixed_and_starts_at_random():
-    module = build(width=8, heads=2, layers=1)
+    module = build(width=8, heads=2, layers=1, dropout=0.0)
     data = batch(np.random.default_rng(0).normal(size=(4, 7, 2, 2)).astype(np.float32))
     keys = {"params": jax.random.key(0), "draw": jax.random.key(1), "dropout": jax.random.key(2)}
     variables = module.init(keys, data)
@@ -240,19 +240,19 @@ def run(tmp_path_factory):
     return workdir
 
 
-def test_evaluation_leaves_the_told_labels_out_of_average_precision(run, capsys):
+def test_evaluation_leaves_the_known_labels_out_of_average_precision(run, capsys):
     loaded = predict.load(run, known=0.5)
     report = loaded.evaluate()
     assert "50 % of the labels given" in report["split"] and "50 % of the labels given" in capsys.readouterr().out
     file = np.load(run / "scores_test_raw_known_0_5.npz")
     labels, count = file["labels"], file["labels"].shape[1]
-    told = np.asarray(known_in_evaluation(0.5, np.arange(len(labels)), count))
-    np.testing.assert_array_equal(told.sum(1), count // 2)
-    np.testing.assert_array_equal(file["scored"], ~told)
+    known = np.asarray(known_in_evaluation(0.5, np.arange(len(labels)), count))
+    np.testing.assert_array_equal(known.sum(1), count // 2)
+    np.testing.assert_array_equal(file["scored"], ~known)
     blind = np.load(run / "scores.npz")
     assert blind["scored"].all() and np.abs(blind["scores"] - file["scores"]).max() > 1e-3
     for c, name in enumerate(file["classes"]):
-        asked = ~told[:, c]
+        asked = ~known[:, c]
         ap = report["per_class_AP"][str(name)]
         if labels[asked, c].any():
             np.testing.assert_allclose(ap, 100 * average_precision_score(labels[asked, c], file["scores"][asked, c]))
@@ -263,7 +263,7 @@ def test_evaluation_leaves_the_told_labels_out_of_average_precision(run, capsys)
     np.testing.assert_allclose(found, 100 * (predicted & truth).sum() / max(predicted.sum(), 1))
 
 
-def test_the_told_labels_are_the_same_for_a_subset_in_its_own_order():
+def test_the_known_labels_are_the_same_for_a_subset_in_its_own_order():
     first = np.asarray(known_in_evaluation(0.25, np.arange(50), 20))
     np.testing.assert_array_equal(first.sum(1), 5)
     np.testing.assert_array_equal(np.asarray(known_in_evaluation(0.25, np.array([7, 3]), 20)), first[[7, 3]])
@@ -294,13 +294,15 @@ def test_prediction_with_labels_known(run, tmp_path):
     loaded, images = predict.load(run), pictures(3)
     first, second = loaded.classes[:2]
     known = [{first: 1, second: 0}, {}, {second: True}]
-    plain, told = loaded.scores(images), loaded.scores(images, known=known)
-    np.testing.assert_allclose(told[1], plain[1], atol=1e-6)
-    assert np.abs(told[0, 2:] - plain[0, 2:]).max() > 1e-4
-    assert told[0, 0] == 1 and told[0, 1] == 0 and told[2, 1] == 1
+    plain, informed = loaded.scores(images), loaded.scores(images, known=known)
+    np.testing.assert_allclose(informed[1], plain[1], atol=1e-6)
+    assert np.abs(informed[0, 2:] - plain[0, 2:]).max() > 1e-4
+    assert informed[0, 0] == 1 and informed[0, 1] == 0 and informed[2, 1] == 1
     assert loaded.predict(images, known=known, threshold=0.0)[0][first] == 1.0
     batches = list(loaded.stream([images[0], "absent.jpg", images[2]], lambda *_: None, known=known))
-    np.testing.assert_allclose(batches[0][1], told[[0, 2]], atol=1e-6)  # an unreadable image does not shift the others
+    np.testing.assert_allclose(
+        batches[0][1], informed[[0, 2]], atol=1e-6
+    )  # an unreadable image does not shift the others
     ahead = predict.load(run, known=0.5).scores(images)  # a share for evaluations tells nothing here
     np.testing.assert_allclose(ahead, plain, atol=1e-6)
 

@@ -6,10 +6,12 @@ where they are written out, so that `--list` and a wrong name import nothing.
 """
 
 import ast
+import contextlib
 import importlib
 import inspect
 import pkgutil
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -29,7 +31,7 @@ SECTIONS = {  # of a config that name what they build -> its kind, the folder or
 ROOM = Path(__file__).parent
 OF_LINEN = ("parent", "name")  # fields that every linen module has
 TABLE = re.compile(  # an assignment on the top level, to its closing brace
-    r"^(?:NAMES|WHOLE)\b(?:[^\n]*\{\n(?:[ #][^\n]*\n|\n)*\}[^\n]*|[^\n]*)", re.M
+    r"^(?:NAMES|BATCH_LOSSES)\b(?:[^\n]*\{\n(?:[ #][^\n]*\n|\n)*\}[^\n]*|[^\n]*)", re.M
 )
 NOUNS = {"data.observe": "observations", "optim": "optimizers", "optim.schedules": "schedules"}
 APART = ("data.observe", "optim.schedules")  # tables of their own inside the package of another
@@ -53,13 +55,13 @@ def listed(kind: str) -> frozenset[str]:
 @cache
 def files(kind: str) -> list[str]:
     """The files of a kind, without those that begin with an underscore; "" is the face of the folder."""
-    inside = [info.name for info in pkgutil.iter_modules([str(ROOM / kind.replace(".", "/"))])]
+    inside = [info.name for info in pkgutil.iter_modules([str(folder) for folder in _folders(kind)])]
     return ["", *(f for f in inside if not f.startswith("_") and f"{kind}.{f}" not in APART)]
 
 
 @cache
 def _names_in(kind: str, file: str) -> tuple[str, ...]:
-    """The keys of `NAMES` and `WHOLE` in a file, read from its source, or by import where they are not written out."""
+    """The keys of `NAMES` and `BATCH_LOSSES` in a file, read from its source, or by import where they are not written out."""
     keys: list[str] = []
     for text in TABLE.findall(_text(kind, file)):
         try:
@@ -74,12 +76,24 @@ def _names_in(kind: str, file: str) -> tuple[str, ...]:
 
 @cache
 def _text(kind: str, file: str) -> str:
-    path = ROOM.joinpath(*kind.split("."), file)
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    try:
-        return path.read_text()
-    except (OSError, ValueError):
-        return ""
+    """The source of a file of a kind, or of the folder's or the only file's face; empty where there is none."""
+    places = [folder / f"{file}.py" for folder in _folders(kind)] if file else _faces(kind)
+    for path in places:
+        with contextlib.suppress(OSError, ValueError):
+            return path.read_text()
+    return ""
+
+
+def _folders(kind: str) -> list[Path]:
+    """Where the files of a kind lie: its folder, and what was added to the path of the package."""
+    package = sys.modules.get(f"mljax.{kind}")
+    found = [Path(folder) for folder in getattr(package, "__path__", [])]
+    return found or [ROOM.joinpath(*kind.split("."))]
+
+
+def _faces(kind: str) -> list[Path]:
+    path = ROOM.joinpath(*kind.split("."))
+    return [path / "__init__.py", path.with_suffix(".py")]
 
 
 @cache
@@ -92,9 +106,9 @@ def _source(kind: str, file: str) -> ast.Module | None:
 
 
 def _names_of(node: ast.stmt) -> ast.expr | None:
-    """What a statement assigns to `NAMES` or `WHOLE`."""
+    """What a statement assigns to `NAMES` or `BATCH_LOSSES`."""
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    named = any(isinstance(target, ast.Name) and target.id in ("NAMES", "WHOLE") for target in targets)
+    named = any(isinstance(target, ast.Name) and target.id in ("NAMES", "BATCH_LOSSES") for target in targets)
     return getattr(node, "value", None) if named else None
 
 
@@ -137,6 +151,12 @@ def _table(kind: str, file: str) -> tuple[dict[str, Callable[..., Any]], str]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
         return {}, f"mljax/{kind.replace('.', '/')}/{file}.py cannot be imported ({reason})"
     return dict(getattr(module, "NAMES", {})), ""
+
+
+def forget() -> None:
+    """Look at the files again: what was read of them and imported from them is kept until then."""
+    for table in (names, listed, files, accepted, _names_in, _text, _source, _table):
+        table.cache_clear()
 
 
 def keywords(constructor: Callable[..., Any]) -> dict[str, inspect.Parameter]:

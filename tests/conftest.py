@@ -1,7 +1,9 @@
 """Two CPU devices, quick compilation, strict dtypes and ranks, checked shapes, a persistent compile cache."""
 
+import importlib
 import logging
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -28,7 +30,7 @@ CHECKED = [f"mljax.{room}" for room in ("losses", "metrics", "layers", "systems"
 jaxtyping.install_import_hook(CHECKED, "shapes.checked")
 
 import toy  # noqa: E402
-from mljax import main, train  # noqa: E402
+from mljax import build, main, train  # noqa: E402
 
 # What tests import from here until they import it from toy.
 from toy import close, data_root, golden_file, weights  # noqa: E402, F401
@@ -87,3 +89,22 @@ def finished_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train.fit(toy.small(), workdir)
     return workdir
+
+
+@pytest.fixture
+def add_file(tmp_path, monkeypatch):
+    """add_file(package, name, text) puts a file among those of a package, until the test ends."""
+    modules = []
+
+    def add(package, name, text):
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        modules.append(f"{package.__name__}.{name}")
+        importlib.invalidate_caches()
+        build.forget()
+
+    yield add
+    for name in modules:
+        sys.modules.pop(name, None)
+    monkeypatch.undo()
+    build.forget()

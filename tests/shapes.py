@@ -5,6 +5,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, get_args
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import typeguard
 from jaxtyping import AbstractArray
 
@@ -32,8 +35,19 @@ def checked(function: Callable) -> Callable:
         bound = signature.bind(*args, **kwargs)
         for name, annotation in arrays.items():
             if name in bound.arguments:
-                typeguard.check_type(bound.arguments[name], annotation)
+                check(bound.arguments[name], annotation)
         output = function(*args, **kwargs)
-        return typeguard.check_type(output, result) if names_shapes(result) else output
+        if names_shapes(result):
+            check(output, result)
+        return output
 
     return wrapper
+
+
+def check(value: Any, annotation: Any) -> None:
+    """A value against an annotation; an array of the host may stand where one of the device is named, as in all of JAX."""
+    try:
+        typeguard.check_type(value, annotation)
+    except typeguard.TypeCheckError:
+        on_device = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, value)
+        typeguard.check_type(on_device, annotation)

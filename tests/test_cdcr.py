@@ -101,7 +101,7 @@ def test_two_stages_resume_exactly(tmp_path, monkeypatch):
     found = toy.config("cdcr")
     folders = trained_twice(found, tmp_path, monkeypatch, 10)  # inside the second stage, between its refreshes
     first, second = (same_state(*folders, stage) for stage in ("0", "1"))
-    key = "['variables']['memory']['weights']"
+    key = "variables/memory/weights"
     candidates = experiment.source(found, "train", training=True).labels
     assert first[key].all()  # the first stage believes all
     weights = second[key]

@@ -1,14 +1,17 @@
 """Configs: words, overrides, stages, the form of older runs, and a run directory of version 0.1 that still works."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
 import toy
-from mljax import build, check, predict, train
+from mljax import build, check, predict
 from mljax.config.base import base
 from mljax.config.flags import parse
 from mljax.config.overrides import overridden, override
@@ -282,7 +285,10 @@ def test_a_run_of_version_0_1_resumes(old_run):
         **{"optim.schedule.boundaries": "(1,2)", "optim.schedule.factor": "0.5", "optim.momentum": "0.8"},
         **{"optim.schedule.warmup_epochs": "0.5", "optim.lr": "0.05", "optim.epochs": "3", "input.threads": "0"},
     }
-    train.fit(overridden(read_config("configs/baseline.py:smoke"), pairs.items()), old_run)
+    command = [sys.executable, "-m", "mljax.main", "--config=configs/baseline.py:smoke", f"--workdir={old_run}"]
+    command += [f"--config.{key}={value}" for key, value in pairs.items()]
+    plain = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # compiled as the run was
+    subprocess.run(command, env={**plain, "PYTHONPATH": str(toy.ROOT)}, cwd=toy.ROOT, check=True)
     same(np.load(old_run / "scores.npz")["scores"], scores)
 
 

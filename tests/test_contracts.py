@@ -1,9 +1,7 @@
 """What files in systems/ and backbones/ have to offer, and what a user reads of one that does not."""
 
 import functools
-import importlib
 import re
-import sys
 
 import pytest
 
@@ -26,27 +24,6 @@ class Net(nn.Module):
 
 NAMES = {{"plain_net": Net, "deep_net": functools.partial(Net, depth=9)}}
 """
-
-
-@pytest.fixture
-def add_file(tmp_path, monkeypatch):
-    """add_file(package, name, text) puts a file among those of a package, until the test ends."""
-    tables = (build.names, build._table)
-    modules = []
-
-    def add(package, name, text):
-        (tmp_path / f"{name}.py").write_text(text)
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-        modules.append(f"{package.__name__}.{name}")
-        importlib.invalidate_caches()
-        for table in tables:
-            table.cache_clear()
-
-    yield add
-    for name in modules:
-        sys.modules.pop(name, None)
-    for table in tables:
-        table.cache_clear()
 
 
 def test_a_file_that_does_not_import_is_named_and_breaks_nothing_else(add_file):

@@ -161,7 +161,7 @@ def test_resume_around_a_refresh_is_exact(uninterrupted, tmp_path, monkeypatch, 
     train.fit(small(), tmp_path / "run")
     whole = same_state(uninterrupted, tmp_path / "run")
     source = experiment.source(small(), "train", training=True)
-    labels = whole["['variables']['memory']['labels']"]
+    labels = whole["variables/memory/labels"]
     known = source.observed > 0
     assert (labels[known] == np.where(source.labels[known] > 0, 1, -1)).all()  # what is known is never changed
     assert (labels[~known] != 0).any()  # and some of the rest was labelled
@@ -189,7 +189,7 @@ def test_cached_features_are_what_a_refresh_scores(tmp_path):
     config.optim.epochs = 2
     report = train.fit(config, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["metrics"] == report["metrics"]
-    labels = last_state(tmp_path / "run")["['variables']['memory']['labels']"]
+    labels = last_state(tmp_path / "run")["variables/memory/labels"]
     source = experiment.source(config, "train", training=True)
     assert (labels[source.observed == 0] != 0).any()
 

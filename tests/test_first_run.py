@@ -77,7 +77,7 @@ def test_vectors_and_weights_that_are_missing_are_told_at_once(tmp_path, offline
     said = refused(*argv, "--config.optim.batch_size=2")
     assert said.startswith("Two things are missing: (1) GloVe vectors could not be downloaded (offline)")
     assert (
-        "; (2) The file mobilenet_v1_imagenet_to_conv_pw_12.npz of the weights 'mobilenet_v1_keras' is not here" in said
+        "; (2) The file mobilenet_v1_imagenet_to_conv_pw_12.npz of the weights 'mobilenet_v1_keras' is missing" in said
     )
     assert "runs with --config.vectors=none" in said and ".;" not in said and said.count(". ") == 0
 

@@ -348,7 +348,7 @@ def test_config_errors():
         losses.make({"name": "asl", "gama_neg": 4})
     with pytest.raises(UserError, match="did you mean 'focal'"):
         losses.make({"name": "focl"})
-    with pytest.raises(UserError, match="no 'name'"):
+    with pytest.raises(UserError, match="config.loss.name is missing"):
         losses.make({})
     with pytest.raises(UserError, match="no setting 'observed'"):
         losses.make({"name": "bce", "observed": 1})

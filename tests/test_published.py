@@ -97,7 +97,7 @@ def test_settings_of_the_command_line(files, tmp_path):
     assert mljax.load(tmp_path / "run").experiment.config.system.lam == 0.7
     with pytest.raises(UserError, match="name it with --config=FILE"):
         weights_command.main(["convert", "a.pth", "b.npz", "--config.system.lam=0.7"])
-    with pytest.raises(UserError, match="of the command convert alone"):
+    with pytest.raises(UserError, match="belongs to the command convert; leave it out"):
         weights_command.main(["list", "--config.system.lam=0.7"])
 
 

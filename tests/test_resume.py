@@ -14,7 +14,7 @@ import pytest
 from flax import linen as nn
 
 import toy
-from mljax import build, parallel, rundir, train
+from mljax import parallel, rundir, systems, train
 from mljax.errors import UserError
 from mljax.layers import encode, final
 from mljax.rundir.checkpoint import Checkpoints
@@ -53,8 +53,8 @@ def remembering(*, backbone, meta):
 
 
 @pytest.fixture
-def config(monkeypatch):
-    monkeypatch.setitem(build.names("systems"), "remembering", remembering)
+def config(add_file):
+    add_file(systems, "remembering", "from test_resume import remembering\n\nNAMES = {'remembering': remembering}\n")
     found = toy.config("baseline", optim__epochs=4, ema=0.9, eval__every=1)
     found.system = {"name": "remembering"}
     found.input.train = {"crop": "random_resized", "flip": 0.5}

@@ -54,9 +54,9 @@ def test_a_lock_ends_with_its_process_not_with_a_forked_child(tmp_path):
         with locked(Path(sys.argv[1])):
             child = os.fork()
             if child == 0:
+                print(os.getpid(), flush=True)
                 time.sleep(60)
                 os._exit(0)
-            print(child, flush=True)
             time.sleep(60)
     """
     env = {**os.environ, "PYTHONPATH": str(toy.ROOT)}

@@ -308,5 +308,5 @@ def test_known_words_are_the_rows_of_one_table(data):
 
 def test_a_share_that_is_none():
     for word in ("known=much", "known=0.1.2"):
-        with pytest.raises(UserError, match=f"The word '{word}' wants a number behind the equals sign"):
+        with pytest.raises(UserError, match=f"The word '{word}' has a value that is not a number; expected"):
             toy.config("ssgrl", word)

@@ -5,7 +5,7 @@ python -m mljax.data show configs/cmsg.py:voc2007 --out=samples.png
 python -m mljax.data pack configs/cmsg.py:voc2007 packed/voc2007 --short-side=512
 python -m mljax.data observe configs/role.py:voc2012 --out=masks.npz
 python -m mljax.data prepare voc2007 --root=data
-python -m mljax.data check configs/own.py [--write]
+python -m mljax.data check configs/baseline.py:csv [--write]
 """
 
 import dataclasses

@@ -61,7 +61,7 @@ def files(kind: str) -> list[str]:
 
 @cache
 def _names_in(kind: str, file: str) -> tuple[str, ...]:
-    """The keys of `NAMES` and `BATCH_LOSSES` in a file, read from its source, or by import where they are not written out."""
+    """The keys of `NAMES` and `BATCH_LOSSES` in a file, read from its source, else by import."""
     keys: list[str] = []
     for text in TABLE.findall(_text(kind, file)):
         try:

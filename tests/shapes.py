@@ -45,7 +45,7 @@ def checked(function: Callable) -> Callable:
 
 
 def check(value: Any, annotation: Any) -> None:
-    """A value against an annotation; an array of the host may stand where one of the device is named, as in all of JAX."""
+    """A value against an annotation; where an array of the device is named, one of the host will do, as in JAX."""
     try:
         typeguard.check_type(value, annotation)
     except typeguard.TypeCheckError:

@@ -307,13 +307,14 @@ def test_nothing_depends_on_the_size_of_the_map():
 def test_one_label_and_dropout_in_training_only():
     module, data = build(labels=1, dropout=0.5), batch(np.ones((2, 32, 2, 2), np.float32), labels=1)
     variables = published.convert_head(random_weights(labels=1), module)
-    forward = jax.jit(
-        lambda key, train: module.apply(variables, data, train=train, rngs={"dropout": key}).logits,
-        static_argnames="train",
-    )
-    still = [forward(jax.random.key(seed), train=False) for seed in (0, 1)]
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def forward(variables, key, train):
+        return module.apply(variables, data, train=train, rngs={"dropout": key}).logits
+
+    still = [forward(variables, jax.random.key(seed), train=False) for seed in (0, 1)]
     np.testing.assert_array_equal(*still)
-    moved = forward(jax.random.key(0), train=True)
+    moved = forward(variables, jax.random.key(0), train=True)
     assert np.abs(moved - still[0]).max() > 1e-3
 
 

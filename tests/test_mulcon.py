@@ -163,7 +163,7 @@ def test_files_of_the_networks_become_one_state(released, tmp_path):
     assert set(e) == set(trunk) and set(head) == set(state)
     wanted, got = published.convert_head(state, system), published.convert_head(found, system)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
-    with pytest.raises(UserError, match="is not named as the files"):
+    with pytest.raises(UserError, match="is not named like the files"):
         published.read_files([tmp_path / "epoch_15.pth"], PUBLISHED)
     files = sorted(tmp_path.iterdir())
     (tmp_path / "notes.txt").write_text("not a network")

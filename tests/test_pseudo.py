@@ -141,7 +141,7 @@ def test_wrong_flags(workdir, argv, said):
 
 
 def test_a_run_with_the_data_sets_cooccurrence_is_told_what_it_lacks():
-    system = SimpleNamespace(cooccurrence=np.eye(3), _pairs=False)  # of the word `dataset`, which has IST
+    system = SimpleNamespace(cooccurrence="dataset", _pairs=False)  # of the word `dataset`, which has IST
     subject: object = SimpleNamespace(run=SimpleNamespace(experiment=SimpleNamespace(system=system)))
     with pytest.raises(UserError, match="cooccurrence='dataset'.*needs a run with cooccurrence='image'"):
         pseudo_labels.cooccurrence(subject, argparse.Namespace(count=1, top=2, photo=None, labels=None))

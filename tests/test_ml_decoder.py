@@ -1,5 +1,7 @@
 """ML-Decoder against the authors' golden cases and a numpy forward pass by their names; groups, zero-shot mode."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,8 +42,20 @@ def batch(feature_map, labels):
     return {"endpoints": {"32": feature_map}, **data}
 
 
-def initial(module, data, seed=0):
-    return jax.device_get(jax.jit(module.init)(jax.random.key(seed), data))
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, variables, data):
+    return module.apply(variables, data)
+
+
+def parts(module, data, *paths, seed=0):
+    """Some initial variables; the others are not computed."""
+
+    @jax.jit
+    def of(key):
+        variables = module.init(key, data)
+        return [variables[collection][name] for collection, name in (path.split("/") for path in paths)]
+
+    return jax.device_get(of(jax.random.key(seed)))
 
 
 def golden(case):
@@ -114,7 +128,7 @@ def test_golden_case(case):
     labels, settings = CASES[case]
     module = build(labels, arrays.get("in/word_vectors"), **settings)
     feature_map = as_map(arrays["in/feature_map"])
-    out = module.apply(published.convert_head(w, module), batch(feature_map, labels))
+    out = apply(module, published.convert_head(w, module), batch(feature_map, labels))
     close(out.logits, arrays["out/logits"])
     queries = arrays["out/queries_after_decoder"].swapaxes(0, 1)
     close(out.extra["query_features"], queries)
@@ -151,7 +165,7 @@ def test_loss_is_the_asymmetric_loss_summed():
     module, labels = build(23, groups=5, dropout=0.0), 23
     data = batch(as_map(arrays["in/feature_map"]), labels)
     data["labels"] = (np.random.default_rng(0).random((3, labels)) < 0.3).astype(np.float32)
-    value, _ = module.apply(published.convert_head(w, module), data, 0, method="loss")
+    value, _ = jax.jit(functools.partial(module.apply, method="loss"))(published.convert_head(w, module), data, 0)
     total = 0.0
     for x, y in zip(arrays["out/logits"].ravel(), data["labels"].ravel(), strict=True):
         p = 1 / (1 + np.exp(-float(x)))
@@ -188,10 +202,10 @@ def test_ten_thousand_labels_equal_numpy():
     labels = 10_000
     module = build(labels, width=16, ffn=8)
     image = np.random.default_rng(0).normal(size=(1, 2, 2, 3)).astype(np.float32)
-    variables = initial(module, batch(image, labels))
+    variables = jax.jit(module.init)(jax.random.key(0), batch(image, labels))
     p, queries = variables["params"], variables["constants"]["queries"]
     kernel = np.random.default_rng(1).normal(size=(100, 16, 100)).astype(np.float32)
-    out = module.apply({**variables, "params": {**p, "kernel": kernel}}, batch(image, labels))
+    out = apply(module, {**variables, "params": {**p, "kernel": kernel}}, batch(image, labels))
     features = np.asarray(out.extra["query_features"][0])
     for label in (0, 99, 100, 5_050, 9_999):
         np.testing.assert_allclose(
@@ -203,23 +217,23 @@ def test_ten_thousand_labels_equal_numpy():
 def test_initial_values_are_those_of_the_authors():
     """Queries N(0, 1); the classifier Xavier-normal with torch's fans of a tensor (q d slots)."""
     module = build(2000, groups=100, width=64, ffn=8)
-    variables = initial(module, batch(np.ones((1, 2, 2, 3), np.float32), 2000))
-    np.testing.assert_allclose(variables["constants"]["queries"].std(), 1, rtol=0.05)
-    np.testing.assert_allclose(variables["params"]["kernel"].std(), np.sqrt(2 / (64 * 20 + 100 * 20)), rtol=0.02)
-    assert not variables["params"]["bias"].any()
+    data = batch(np.ones((1, 2, 2, 3), np.float32), 2000)
+    queries, kernel, bias = parts(module, data, "constants/queries", "params/kernel", "params/bias")
+    np.testing.assert_allclose(queries.std(), 1, rtol=0.05)
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (64 * 20 + 100 * 20)), rtol=0.02)
+    assert not bias.any()
     zero_shot = build(4, np.ones((4, 5), np.float32), zero_shot=True, width=4096, ffn=8)
-    kernel = initial(zero_shot, batch(np.ones((1, 1, 1, 3), np.float32), 4))["params"]["kernel"]
+    (kernel,) = parts(zero_shot, batch(np.ones((1, 1, 1, 3), np.float32), 4), "params/kernel")
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 4097), rtol=0.05)
 
 
 def test_queries_are_fixed():
     """They are no parameters, and the seed of the run draws them."""
     module, data = build(7), batch(np.ones((1, 2, 2, 3), np.float32), 7)
-    first, again, other = (initial(module, data, seed) for seed in (0, 0, 1))
-    drawn = [v["constants"]["queries"] for v in (first, again, other)]
+    drawn = [parts(module, data, "constants/queries", seed=seed)[0] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     assert np.abs(drawn[0] - drawn[2]).max() > 0.1
-    assert "queries" not in first["params"]
+    assert "queries" not in jax.eval_shape(module.init, jax.random.key(0), data)["params"]
 
 
 # --- zero-shot mode ---------------------------------------------------------------------------------------------------
@@ -234,7 +248,7 @@ def test_other_labels_in_the_zero_shot_mode():
     new = np.random.default_rng(0).normal(size=(9, 300)).astype(np.float32)
     new[4] = vectors[2]
     system, changed = with_labels(module, variables, meta(9, new))
-    out = system.apply(changed, batch(image, 9))
+    out = apply(system, changed, batch(image, 9))
     for i in range(3):
         close(out.logits[i], forward(w, image[i], 9, new)[0])
     close(out.logits[:, 4], arrays["out/logits"][:, 2])
@@ -245,7 +259,8 @@ def test_word_vectors_get_no_gradient_and_their_projection_does():
     w, arrays = golden("zsl")
     module = build(6, arrays["in/word_vectors"], zero_shot=True)
     variables, data = published.convert_head(w, module), batch(as_map(arrays["in/feature_map"]), 6)
-    grads = jax.grad(lambda p: jnp.sum(module.apply({**variables, "params": p}, data).logits ** 2))(variables["params"])
+    squares = jax.grad(lambda p: jnp.sum(module.apply({**variables, "params": p}, data).logits ** 2))
+    grads = jax.jit(squares)(variables["params"])
     assert np.abs(grads["words"]["kernel"]).max() > 0 and "vectors" not in grads
 
 

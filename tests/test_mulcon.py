@@ -41,6 +41,25 @@ CROSS = {"token_layers": 0, "label_layers": 0}
 PAPER = {**CROSS, "norm": False, "relu": False, "scale": "none", "queries": "normal"}
 
 
+# Compiled once for all tests whose systems have equal settings and whose batches have equal shapes.
+
+
+def init(system, data):
+    """Parameters of the initial shapes, drawn by numpy: the random numbers of JAX take seconds to compile."""
+    rng, drawn = np.random.default_rng(0), jax.eval_shape(system.init, jax.random.key(0), data)
+    return jax.tree.map(lambda p: rng.normal(0, 0.5, p.shape).astype(np.float32), drawn)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(system, variables, data):
+    return system.apply(variables, data)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(system, variables, data):
+    return system.apply(variables, data, 0, method="loss")
+
+
 def batch(b=6, labels=L, seed=0):
     """Two cached views of b images, one of them padding, some labels unknown."""
     rng = np.random.default_rng(seed)
@@ -72,7 +91,8 @@ def test_golden_forward(golden, released):
     y = golden["in/labels"]
     x = golden["in/feature_map"].transpose(0, 2, 3, 1)
     data = {"endpoints": {"32": x}, "labels": y, "observed": np.ones_like(y), "mask": np.ones(4, np.float32)}
-    out, seen = system.apply(variables, data, capture_intermediates=True, mutable=["intermediates"])
+    options = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    out, seen = jax.jit(functools.partial(system.apply, **options))(variables, data)
     inside = {k: v["__call__"][0][0] for k, v in seen["intermediates"]["attention"].items() if k != "__call__"}
     found = {
         "tokens_after_sab1": inside["tokens_0"],
@@ -92,7 +112,7 @@ def test_golden_forward(golden, released):
 
 def test_golden_contrastive_loss_and_gradient(golden):
     z, y = jnp.asarray(golden["out/embeddings"]).reshape(4, 6, 16), jnp.asarray(golden["in/labels"])
-    value, gradient = jax.value_and_grad(contrastive.label_contrastive)(z, y)
+    value, gradient = jax.jit(jax.value_and_grad(contrastive.label_contrastive))(z, y)
     np.testing.assert_allclose(value, golden["out/supcon_loss"], **CLOSE)
     np.testing.assert_allclose(gradient.reshape(24, 16), golden["out/supcon_grad_embeddings"], **CLOSE)
 
@@ -108,7 +128,7 @@ def test_golden_filled_denominator(golden):
     z[np.arange(18), place] = features
     others = np.zeros((18, 6), np.float32)
     others[np.arange(18), place] = 1 - rows.any(1)
-    value, gradient = jax.value_and_grad(contrastive.label_contrastive)(jnp.asarray(z), rows, others)
+    value, gradient = jax.jit(jax.value_and_grad(contrastive.label_contrastive))(jnp.asarray(z), rows, others)
     np.testing.assert_allclose(value, wanted["loss"], **CLOSE)
     np.testing.assert_allclose(gradient[np.arange(18), place], wanted["grad"], **CLOSE)
 
@@ -143,7 +163,7 @@ def test_files_of_the_networks_become_one_state(released, tmp_path):
     assert set(e) == set(trunk) and set(head) == set(state)
     wanted, got = published.convert_head(state, system), published.convert_head(found, system)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
-    with pytest.raises(UserError, match="is not named as the files"):
+    with pytest.raises(UserError, match="is not named like the files"):
         published.read_files([tmp_path / "epoch_15.pth"], PUBLISHED)
     files = sorted(tmp_path.iterdir())
     (tmp_path / "notes.txt").write_text("not a network")
@@ -230,8 +250,8 @@ def test_forward_equals_numpy(variant):
         "heads": lambda width, size: size**-0.5,
     }
     system, data = build(**settings), batch()
-    variables = jax.device_get(system.init(jax.random.key(0), data))
-    out = system.apply(variables, data)
+    variables = init(system, data)
+    out = apply(system, variables, data)
     for i, image in enumerate(data["endpoints"]["32"]):
         u, logits, z = forward(variables["params"], image, variant == "paper", scale[variant])
         np.testing.assert_allclose(out.label_features[i], u, rtol=1e-4, atol=1e-4)
@@ -240,14 +260,28 @@ def test_forward_equals_numpy(variant):
     assert out.attention.shape == (6, K, L, 2, 3)
 
 
-@pytest.mark.parametrize("how", ["mean", "sum"])
-@pytest.mark.parametrize("denominator", [0, 30])
-def test_loss_equals_numpy(how, denominator):
+CONTRASTS = [("mean", 0), ("sum", 0), ("mean", 30), ("sum", 30)]
+
+
+@pytest.fixture(scope="module")
+def losses():
+    """A batch, its variables, and the losses by `CONTRASTS`: the network in common is compiled once."""
+    data, options = batch(), {"contrast": 0.3, "temperature": 0.5}
+    systems = {(how, size): build(how=how, denominator=size, **options) for how, size in CONTRASTS}
+    variables = init(systems["mean", 0], data)
+
+    @jax.jit
+    def every(variables, data):
+        return {case: system.apply(variables, data, 0, method="loss") for case, system in systems.items()}
+
+    return data, variables, every(variables, data)
+
+
+@pytest.mark.parametrize(("how", "denominator"), CONTRASTS)
+def test_loss_equals_numpy(losses, how, denominator):
     """BCE over both views and the weighted contrast of the known labels; padding and unknown labels take no part."""
-    system = build(how=how, denominator=denominator, contrast=0.3, temperature=0.5)
-    data = batch()
-    variables = jax.device_get(system.init(jax.random.key(0), data))
-    loss, terms = jax.jit(functools.partial(system.apply, method="loss"))(variables, data, 0)
+    data, variables, found = losses
+    loss, terms = found[how, denominator]
     images = np.float64(data["views"]["32"]).reshape(12, 2, 3, D)
     found = [forward(variables["params"], x, False, lambda width, size: width**-0.5) for x in images]
     logits, z = np.stack([f[1] for f in found]), np.stack([f[2] for f in found])
@@ -265,12 +299,13 @@ def test_loss_equals_numpy(how, denominator):
 def test_without_contrast_all_views_are_classified():
     """The second step's BCE row sees what the contrast sees: both views of every image."""
     system, data = build(contrast=0.0), batch()
-    variables = jax.device_get(system.init(jax.random.key(0), data))
-    loss, terms = jax.jit(functools.partial(system.apply, method="loss"))(variables, data, 0)
+    variables = init(system, data)
+    loss, terms = loss_of(system, variables, data)
     assert "projector" not in variables["params"] and not terms
     x = np.float64(data["views"]["32"]).reshape(12, 2, 3, D)
     data = {k: np.repeat(v, 2, 0) for k, v in data.items() if k in ("labels", "observed", "mask")}
-    logits = np.asarray(system.apply(variables, {"endpoints": {"32": x.astype(np.float32)}, **data}).logits, np.float64)
+    out = apply(system, variables, {"endpoints": {"32": x.astype(np.float32)}, **data})
+    logits = np.asarray(out.logits, np.float64)
     known = data["observed"] * data["mask"][:, None]
     bce = np.log1p(np.exp(logits)) - data["labels"] * logits
     np.testing.assert_allclose(loss, (bce * known).sum() / known.sum(), rtol=1e-4)
@@ -312,7 +347,7 @@ def test_blocks_equal_the_dense_matrix(case):
 
     step = jax.jit(jax.value_and_grad(lambda z: contrastive.label_contrastive(z, active, others, temperature=0.1)))
     value, gradient = step(z)
-    wanted, wanted_gradient = jax.value_and_grad(dense_loss)(z)
+    wanted, wanted_gradient = jax.jit(jax.value_and_grad(dense_loss))(z)
     np.testing.assert_allclose(value, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradient, wanted_gradient, rtol=1e-3, atol=1e-6)
     assert np.isfinite(gradient).all() and (case != "none" or value == 0)
@@ -322,15 +357,16 @@ def test_small_temperatures_do_not_overflow():
     z = jnp.asarray(np.eye(8, dtype=np.float32)[None])
     z = jnp.concatenate([z, z, -z])
     active = jnp.ones((3, 8))
-    value, gradient = jax.value_and_grad(contrastive.label_contrastive)(z, active, temperature=1e-3)
+    loss = functools.partial(contrastive.label_contrastive, temperature=1e-3)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(z, active)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 def test_image_level_contrast_counts_shared_labels():
     """Positives are images that share labels, as often as they share one."""
     system, data = build(level="image", temperature=0.5), batch()
-    variables = jax.device_get(system.init(jax.random.key(0), data))
-    _, terms = system.apply(variables, data, 0, method="loss")
+    variables = init(system, data)
+    _, terms = loss_of(system, variables, data)
     p, x = variables["params"], np.float64(data["views"]["32"]).reshape(12, 6, D).mean(1)
     z = dense(p["projector"]["out"], np.maximum(dense(p["projector"]["hidden"], x), 0))
     z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
@@ -344,7 +380,7 @@ def test_image_level_contrast_counts_shared_labels():
             total -= (shared * (np.array([z[i] @ z[j] / 0.5 for j in rest]) - log_sum)).sum() / shared.sum()
     np.testing.assert_allclose(terms["contrast"], total / anchors, rtol=1e-4)
     np.testing.assert_allclose(
-        system.apply(variables, data).logits, dense(p["classifier"], np.float64(data["endpoints"]["32"]).mean((1, 2))),
+        apply(system, variables, data).logits, dense(p["classifier"], np.float64(data["endpoints"]["32"]).mean((1, 2))),
         rtol=1e-4, atol=1e-5,
     )  # fmt: skip
 
@@ -369,9 +405,9 @@ def test_memory_is_below_one_active_by_active_matrix():
 def test_pmap_equals_jit(settings):
     """The mean over devices of loss and gradients is that of the global batch, hard negatives included."""
     data = batch(b=8)
-    del data["endpoints"]
     one = build(**CROSS, **settings)
-    variables = jax.jit(one.init, static_argnames="method")(jax.random.key(0), data, 0, method="loss")
+    variables = init(one, data)
+    del data["endpoints"]
 
     def step(system):
         def loss(v, x):
@@ -391,7 +427,7 @@ def test_pmap_equals_jit(settings):
 @pytest.mark.parametrize("settings", [{"denominator": 50}, {"level": "image"}])
 def test_degenerate_batches_give_finite_losses_and_gradients(labels, settings):
     system, data = build(labels=labels, **CROSS, **settings), batch(labels=labels)
-    variables = jax.jit(system.init)(jax.random.key(0), data)
+    variables = init(system, data)
     step = jax.jit(jax.value_and_grad(lambda v, x: system.apply(v, x, 0, method="loss")[0]))
     for case in ("nothing", "everything", "unknown", "padding", "one"):
         y = np.full((6, labels), case in ("everything", "padding"), np.float32)
@@ -427,11 +463,11 @@ def test_one_step_alone_trains_its_whole_schedule(word, epochs):
 
 def test_one_view_is_an_error_that_says_what_to_do():
     data = batch()
-    variables = build(**CROSS).init(jax.random.key(0), data)
+    variables = init(build(**CROSS), data)
     del data["views"]
     with pytest.raises(UserError, match=r"config.input.views=2.*config.cache.train_views.*config.system.contrast=0"):
-        build(**CROSS).apply(variables, data, 0, method="loss")
-    loss, terms = build(contrast=0.0, **CROSS).apply(variables, data, 0, method="loss")
+        loss_of(build(**CROSS), variables, data)
+    loss, terms = loss_of(build(contrast=0.0, **CROSS), variables, data)
     assert np.isfinite(loss) and terms == {}
 
 
@@ -454,13 +490,14 @@ def test_wrong_settings(settings, said):
 
 def test_heads_that_do_not_divide():
     with pytest.raises(UserError, match="4 heads do not divide the width 6"):
-        build(heads=4, token_layers=0).init(jax.random.key(0), batch())
+        jax.eval_shape(build(heads=4, token_layers=0).init, jax.random.key(0), batch())
 
 
 def test_two_steps_in_one_command(tmp_path):
     """The first step has one view and no projector; the second starts from its parameters and adds one."""
     found = toy.config("mulcon", optim__epochs=1, eval__every=9)
-    found.data.update(train_images=32, test_images=16)
+    found.data.update(train_images=32, test_images=16, size=48)
+    found.input.size, found.backbone.frozen = 32, "all"
     found.system.update(CROSS)
     first, second = found.stages
     still = {

@@ -1,5 +1,7 @@
 """Query2Label against the authors' golden cases and a plain numpy forward pass by the authors' names; its options."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +51,7 @@ def cases():
     return {case: arrays for case, arrays in found.items() if "in/feature_map" in arrays}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def capture(module, variables, data):
     """Outputs, and the attention weights (b k q n) of every attention by the authors' name."""
     out, state = module.apply(variables, data, capture_intermediates=True, mutable=["intermediates"])
@@ -188,7 +191,9 @@ def test_golden_case(case):
 def test_golden_gradient():
     arrays, module = cases()["base"], build(**CASES["base"])
     variables, data = published.convert_head(weights(arrays), module), batch(arrays["in/feature_map"])
-    grads = jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, data).logits)))(variables["params"])
+    grads = jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, data).logits))))(
+        variables["params"]
+    )
     wanted = {name: arrays[f"out/grad_sum_sq_logits/{name}"] for name in ("query_embed.weight", "fc.W")}
     np.testing.assert_allclose(grads["queries"], wanted["query_embed.weight"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(grads["classifier"]["kernel"], wanted["fc.W"][0], rtol=1e-4, atol=1e-4)
@@ -250,7 +255,7 @@ def test_positions_are_the_authors(d, side):
 )
 def test_initial_values_are_within_the_limits_of_torch(init, qkv, out, ffn, bias):
     """d 64, feed-forward 256: Xavier's sqrt(6 / (in + out)), q, k and v as one (192 64) matrix; 1 / sqrt(in)."""
-    module = build(ffn=256, initial=init, self_attention="all")
+    module = build(ffn=256, initial=init, self_attention="all", decoder_layers=1)
     data = batch(np.ones((1, 64, 2, 2), np.float32))
     params = jax.jit(module.init)(jax.random.key(0), data)["params"]
     layer = params["decoder_0"]["cross"]
@@ -276,7 +281,7 @@ def test_loss_is_the_simplified_asymmetric_loss():
     w, image = random_weights(), np.random.default_rng(1).normal(size=(3, 32, 2, 3)).astype(np.float32)
     module, data = build(dropout=0.0), batch(image)
     data["labels"] = (np.random.default_rng(2).random((3, L)) < 0.4).astype(np.float32)
-    loss, terms = module.apply(published.convert_head(w, module), data, 0, method="loss")
+    loss, terms = jax.jit(functools.partial(module.apply, method="loss"))(published.convert_head(w, module), data, 0)
     total = 0.0
     for i in range(3):
         for x, y in zip(forward(w, image[i])[0], data["labels"][i], strict=True):
@@ -290,11 +295,11 @@ def test_loss_is_the_simplified_asymmetric_loss():
 
 
 def test_nothing_depends_on_the_size_of_the_map():
-    module = build()
-    variables = published.convert_head(random_weights(), module)
+    module = build(decoder_layers=1)
+    variables = published.convert_head(random_weights(decoder=1), module)
     for height, width in ((3, 3), (2, 5), (1, 1)):
         data = batch(np.ones((2, 32, height, width), np.float32))
-        out = module.apply(variables, data)
+        out = jax.jit(module.apply)(variables, data)
         assert out.attention.shape == (2, HEADS, L, height, width)
         np.testing.assert_allclose(out.attention.sum((-2, -1)), 1, rtol=1e-5)
 
@@ -302,9 +307,14 @@ def test_nothing_depends_on_the_size_of_the_map():
 def test_one_label_and_dropout_in_training_only():
     module, data = build(labels=1, dropout=0.5), batch(np.ones((2, 32, 2, 2), np.float32), labels=1)
     variables = published.convert_head(random_weights(labels=1), module)
-    still = [module.apply(variables, data).logits for _ in range(2)]
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def forward(variables, key, train):
+        return module.apply(variables, data, train=train, rngs={"dropout": key}).logits
+
+    still = [forward(variables, jax.random.key(seed), train=False) for seed in (0, 1)]
     np.testing.assert_array_equal(*still)
-    moved = module.apply(variables, data, train=True, rngs={"dropout": jax.random.key(0)}).logits
+    moved = forward(variables, jax.random.key(0), train=True)
     assert np.abs(moved - still[0]).max() > 1e-3
 
 
@@ -331,7 +341,7 @@ def test_wrong_settings(settings, said):
 def test_heads_that_do_not_divide_the_backbones_channels():
     module = build(heads=3)
     with pytest.raises(UserError, match="3 heads do not divide the width 32"):
-        module.init(jax.random.key(0), batch(np.ones((1, 32, 2, 2), np.float32)))
+        jax.eval_shape(module.init, jax.random.key(0), batch(np.ones((1, 32, 2, 2), np.float32)))
 
 
 # --- released checkpoints ---------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def test_the_two_files_of_role_are_found_by_their_names(tmp_path):
     read = published.read_files([tmp_path], published.of(system))
     assert read.keys() == (f | g).keys()
     np.testing.assert_array_equal(read["g.logits"], g["g.logits"])
-    with pytest.raises(UserError, match="not named as the files of this system's checkpoints"):
+    with pytest.raises(UserError, match="not named like the files of this system's checkpoints"):
         published.read_files([tmp_path / "model.pt"], published.of(system))
 
 

@@ -18,18 +18,13 @@ from mljax.systems._prototypes import kmeans, prototypes
 from mljax.systems.sarb import SARB, _reversed
 from mljax.weights import published
 from test_resume import same_state, trained_twice
-from test_ssgrl import L, batch, meta, nhwc
+from test_ssgrl import L, apply, batch, init, meta, nhwc
 
 
 def build(**settings):
     loss = Criterion.from_config(settings.pop("loss", {"name": "bce"}))
     defaults = {"width": 8, "hidden": 5, "output": 7, "pool": 1, "count": 3, "steps_per_epoch": 10, "start": 2}
     return SARB(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
-
-
-def init(module, data, seed=0):
-    rngs = {"params": jax.random.key(seed), "draw": jax.random.key(1)}
-    return jax.jit(lambda: module.init(rngs, data, 0, method="loss"))()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def released(golden):
 
 def test_golden(golden, released):
     module, variables = released
-    out = module.apply(variables, nhwc(golden["in/feature_map"]))
+    out = apply(module, variables, nhwc(golden["in/feature_map"]))
     close(out.label_features, golden["out/semantic_feature"])
     close(out.attention[:, 0].transpose(0, 2, 3, 1), golden["out/attention_bhwc"])
     close(out.extra["propagated"], golden["out/ggnn"])
@@ -72,8 +67,15 @@ def branch(module, golden):
 
 def test_golden_training_branch(golden, released):
     module, variables = released
-    run = lambda v: module.apply(v, golden, method=branch)  # noqa: E731
-    out, blends = run(variables)
+
+    def squares(shares):
+        run = {**variables, "params": {**variables["params"], **shares}}
+        out, blends = module.apply(run, golden, method=branch)
+        outputs = [out.logits, out.label_features, *(x for blend in blends for x in blend[:2])]
+        return sum(jnp.sum(jnp.square(x)) for x in outputs), (out, blends)
+
+    shares = {name: variables["params"][name] for name in ("alpha", "beta")}
+    grads, (out, blends) = jax.jit(jax.grad(squares, has_aux=True))(shares)
     close(out.logits, golden["out/train_logits"])
     close(out.label_features, golden["out/train_semantic"])
     for i, (logits, labels, observed) in enumerate(blends, 1):
@@ -81,13 +83,6 @@ def test_golden_training_branch(golden, released):
         ternary = golden[f"out/mixed{i}_target"]
         close(labels, np.maximum(ternary, 0))
         np.testing.assert_array_equal(observed, ternary != 0)
-
-    def squares(shares):
-        out, blends = run({**variables, "params": {**variables["params"], **shares}})
-        outputs = [out.logits, out.label_features, *(x for blend in blends for x in blend[:2])]
-        return sum(jnp.sum(jnp.square(x)) for x in outputs)
-
-    grads = jax.grad(squares)({name: variables["params"][name] for name in ("alpha", "beta")})
     close(grads["alpha"], golden["out/grad_alpha"])
     close(grads["beta"], golden["out/grad_beta"])
 
@@ -133,13 +128,27 @@ def test_blends_equal_loops(quirk):
     variables = {**variables, "params": params, "memory": {"prototypes": jnp.asarray(stored)}}
     features, uniform = rng.normal(size=(5, L, 8)).astype(np.float32), rng.random((5, L)).astype(np.float32)
     own = (jnp.asarray(features), jnp.asarray(data["labels"]), jnp.asarray(data["observed"]))
-    found = [
-        module.apply(variables, *own, method="instance_blend"),
-        module.apply(variables, *own, jnp.int32(2), jnp.asarray(uniform), method="prototype_blend"),
-    ]
+
+    @jax.jit
+    def both(variables, uniform):
+        return [
+            module.apply(variables, *own, method="instance_blend"),
+            module.apply(variables, *own, jnp.int32(2), uniform, method="prototype_blend"),
+        ]
+
+    found = both(variables, uniform)
     for got, wanted in zip(found, blended(features, data, stored, 2, uniform, 0.3, 0.8, quirk)):
         for a, b in zip(got, wanted):
             close(a, b)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def trained(module, variables, data, step, blended):
+    """The loss with its terms, the outputs in training, and the logits of blended features."""
+    options = {"method": "loss", "rngs": {"draw": jax.random.key(1)}, "mutable": ["memory", "batch_stats"]}
+    out = module.apply(variables, data, train=True, mutable=["batch_stats"])[0]
+    logits = module.apply(variables, blended, method="classify")
+    return module.apply(variables, data, step, **options)[0], out, logits
 
 
 @pytest.mark.parametrize("step", [0, 5, 19, 20])
@@ -151,12 +160,11 @@ def test_loss_is_the_sum_of_its_parts(step):
     module = build()
     variables = init(module, data)
     stored = np.random.default_rng(8).normal(size=(L, 3, 8)).astype(np.float32)
-    variables = {**variables, "memory": {"prototypes": jnp.asarray(stored)}}
-    key = jax.random.key(1)
-    options = {"method": "loss", "rngs": {"draw": key}, "mutable": ["memory", "batch_stats"]}
-    (loss, terms), _ = jax.jit(lambda v: module.apply(v, data, step, **options))(variables)
-    out = module.apply(variables, data, train=True, mutable=["batch_stats"])[0]
-    features = np.asarray(out.label_features)
+    params = variables["params"] | {"alpha": jnp.float32(0.5), "beta": jnp.float32(0.5)}
+    variables = {**variables, "params": params, "memory": {"prototypes": jnp.asarray(stored)}}
+    features = np.asarray(trained(module, variables, data, step, np.zeros((4, L, 8), np.float32))[1].label_features)
+    first, *_ = blended(features, data, stored, 0, np.zeros((4, L)), 0.5, 0.5, False)
+    (loss, terms), out, logits = trained(module, variables, data, step, first[0])
 
     def bce(logits, y, o):
         x = np.asarray(logits, np.float64)
@@ -173,8 +181,6 @@ def test_loss_is_the_sum_of_its_parts(step):
     if step < 20:
         assert terms["instance"] == terms["prototype"] == 0
     else:
-        first, *_ = blended(features, data, stored, 0, np.zeros((4, L)), 0.5, 0.5, False)
-        logits = module.apply(variables, jnp.asarray(first[0]), method="classify")
         close(terms["instance"], bce(logits, *first[1:]))
         assert terms["prototype"] > 0
     close(loss, sum(float(v) for v in terms.values()))
@@ -188,6 +194,7 @@ def test_shares_stay_in_bounds_and_keep_their_gradient():
     x = jnp.asarray(np.random.default_rng(9).normal(size=(2, L, 8)).astype(np.float32))
     own = (x, jnp.asarray(data["labels"]), jnp.asarray(data["observed"]))
 
+    @jax.jit
     def blend(alpha):
         params = {**variables["params"], "alpha": alpha}
         return module.apply({**variables, "params": params}, *own, method="instance_blend")
@@ -197,9 +204,12 @@ def test_shares_stay_in_bounds_and_keep_their_gradient():
     np.testing.assert_array_equal(over.observed, observed)
     close(under.features[0], x[1])
     np.testing.assert_array_equal(under.labels[0], 1)
+    of_features, of_labels = (
+        jax.jit(jax.grad(lambda a, name=name: jnp.sum(getattr(blend(a), name)))) for name in ("features", "labels")
+    )
     for alpha in (1.7, -0.4, 0.5):
-        assert jax.grad(lambda a: jnp.sum(blend(a).features))(jnp.float32(alpha)) != 0
-        assert jax.grad(lambda a: jnp.sum(blend(a).labels))(jnp.float32(alpha)) == 0
+        assert of_features(jnp.float32(alpha)) != 0
+        assert of_labels(jnp.float32(alpha)) == 0
 
 
 def test_partner_is_the_reversed_batch_of_all_devices():
@@ -252,8 +262,11 @@ def test_prototypes_are_of_known_positives_and_of_their_epochs():
     assert build(blends="instance").refresh(before, None, 2) == before
 
 
+SMALL = {"system__steps": 1, "system__width": 8, "data__size": 48, "input__size": 32, "backbone__frozen": "all"}
+
+
 def test_scores_give_features_of_the_entries_that_are_asked_for():
-    found = toy.config("sarb")
+    found = toy.config("sarb", **SMALL)
     run, source = toy.assembled(found)
     variables = experiment.init_variables(run, 0)
     scorer = Scorer(run, jax.devices()[:1])
@@ -265,10 +278,9 @@ def test_scores_give_features_of_the_entries_that_are_asked_for():
 @pytest.mark.parametrize("name", ["sst", "sarb"])
 def test_resume_inside_the_pseudo_label_schedule_and_around_a_refresh(name, tmp_path, monkeypatch):
     """Three steps an epoch; pseudo labels and prototypes start with the second."""
-    found = toy.config(name, optim__epochs=3, system__memory=3) if name == "sst" else toy.config(name, optim__epochs=3)
-    found.eval.every = 3
+    found = toy.config(name, optim__epochs=3, eval__every=3, **SMALL)
     if name == "sst":
-        found.system.first = found.system.last = 0.1
+        found.system.update(memory=3, first=0.1, last=0.1)
     else:
         found.system.every = 1
     whole = same_state(*trained_twice(found, tmp_path, monkeypatch, 4, "stopped at step 4 of 9"))
@@ -293,10 +305,8 @@ def test_bad_input():
     bare = type(facts)(name="toy", classes=facts.classes, labels=facts.labels, observed=facts.observed)
     with pytest.raises(UserError, match="SARB looks for labels by their vectors and 'toy' has none"):
         build(meta=bare)
-    with pytest.raises(
-        UserError,
-        match=r"blends is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'",
-    ):
+    said = r"is 'instances'; expected one of both, instance, prototype, none \(did you mean 'instance'"
+    with pytest.raises(UserError, match=f"config.system.blends {said}"):
         build(blends="instances")
     with pytest.raises(UserError, match=r"config.system.every is 0; expected at least 1"):
         build(every=0)

@@ -1,5 +1,7 @@
 """SSGRL and what SST and SARB share with it: golden cases, plain numpy references, degenerate labels, bad input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,31 @@ def batch(shape=(3, 4, 4, 20), labels=None, observed=None, mask=None):
     return {"endpoints": {"32": x}, "index": np.arange(shape[0], dtype=np.int32), **rest}
 
 
+# Compiled once for all tests whose modules have equal settings and whose batches have equal shapes.
+
+
+def init(module, data):
+    """Initial variables, but parameters drawn by numpy: the random numbers of JAX take seconds to compile."""
+
+    def whole():
+        return module.init({"params": jax.random.key(0), "draw": jax.random.key(1)}, data)
+
+    rng, params = np.random.default_rng(0), jax.eval_shape(whole)["params"]
+    rest = jax.jit(lambda: {name: value for name, value in whole().items() if name != "params"})()
+    params = jax.tree.map(lambda p: rng.normal(0, (p.shape or (1,))[0] ** -0.5, p.shape).astype(np.float32), params)
+    return {"params": params, **rest}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, variables, data):
+    return module.apply(variables, data)
+
+
+def shapes(module, data):
+    """Those of the variables, without computing anything."""
+    return jax.tree.map(jnp.shape, jax.eval_shape(lambda: module.init(jax.random.key(0), data)))
+
+
 def nhwc(x):
     return {"endpoints": {"32": np.moveaxis(x, 1, -1)}}
 
@@ -63,14 +90,13 @@ def test_golden(golden, tmp_path, gate, name):
     facts = meta(vectors=golden["in/word_features"])
     module = build(meta=facts, hidden=16, pool=1, reset_gate=gate, graph=str(tmp_path / "graph.npy"))
     variables = published.convert_head(part(golden, "w/"), module)
-    out = module.apply(variables, nhwc(golden["in/feature_map"]))
+    out = apply(module, variables, nhwc(golden["in/feature_map"]))
     close(out.label_features, golden["out/semantic_feature"])
     close(out.extra["propagated"], golden[f"out/ggnn_{name}"])
     close(out.logits, golden[f"out/logits_{name}"])
     assert out.attention.shape == (2, 1, L, 4, 4)
     close(out.attention.sum((-1, -2)), 1)
-    wanted = jax.eval_shape(lambda: module.init(jax.random.key(0), nhwc(golden["in/feature_map"])))
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, wanted)
+    assert jax.tree.map(jnp.shape, variables) == shapes(module, nhwc(golden["in/feature_map"]))
 
 
 HCP = {
@@ -104,17 +130,16 @@ def test_a_network_with_channels_is_converted_too(golden):
     module = build(meta=meta(vectors=golden["in/word_features"]), channels=d, hidden=16, pool=1, reset_gate="fixed")
     variables = published.convert_head(state, module)
     wide = np.random.default_rng(5).normal(size=(2, 9, 4, 4)).astype(np.float32)
-    wanted = jax.eval_shape(lambda: module.init(jax.random.key(0), nhwc(wide)))
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, wanted)
+    assert jax.tree.map(jnp.shape, variables) == shapes(module, nhwc(wide))
     normal = [
         state[f"changeChannel.1.{n}"].reshape(-1, 1, 1) for n in ("running_mean", "running_var", "weight", "bias")
     ]
     reduced = np.einsum("bchw,dc->bdhw", wide, state["changeChannel.0.weight"][:, :, 0, 0])
     reduced = (reduced - normal[0]) / np.sqrt(normal[1] + 1e-5) * normal[2] + normal[3]
-    got, by_hand = (module.apply(variables, nhwc(x.astype(np.float32))) for x in (wide, reduced))
+    got, by_hand = (apply(module, variables, nhwc(x.astype(np.float32))) for x in (wide, reduced))
     close(got.logits, by_hand.logits, atol=1e-4)
     plain = published.convert_head({k: v for k, v in state.items() if "changeChannel" not in k}, module)
-    out = module.apply({**plain, "batch_stats": {}}, nhwc(golden["in/feature_map"]))
+    out = apply(module, {**plain, "batch_stats": {}}, nhwc(golden["in/feature_map"]))
     close(out.logits, golden["out/logits_reset_gate_fixed"])
 
 
@@ -171,10 +196,9 @@ def test_semantic_pooling_equals_loops_and_so_does_its_gradient():
     rng = np.random.default_rng(2)
     x, vectors = rng.normal(size=(2, 3, 2, 5)).astype(np.float32), rng.normal(size=(4, 7)).astype(np.float32)
     module = SemanticPooling(6)
-    params = module.init(jax.random.key(0), x, vectors)["params"]
-    params = jax.tree.map(lambda p: p + rng.normal(size=p.shape).astype(np.float32) / 3, params)
-    p = jax.device_get(params)
-    features, attention = module.apply({"params": params}, x, vectors)
+    sizes = jax.eval_shape(lambda: module.init(jax.random.key(0), x, vectors))["params"]
+    p = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) / 2, sizes)
+    features, attention = jax.jit(module.apply)({"params": p}, x, vectors)
     for i in range(2):
         f = x[i].reshape(6, 5)
         for label in range(4):
@@ -197,7 +221,7 @@ def test_semantic_pooling_equals_loops_and_so_does_its_gradient():
     def ours(params, x):
         return jnp.sum(jnp.square(module.apply({"params": params}, x, vectors)[0]))
 
-    got, wanted = (jax.grad(f, argnums=(0, 1))(params, x) for f in (ours, plain))
+    got, wanted = (jax.jit(jax.grad(f, argnums=(0, 1)))(p, x) for f in (ours, plain))
     jax.tree.map(lambda a, b: close(a, b, atol=1e-4), got, wanted)
 
 
@@ -224,51 +248,49 @@ def test_map_is_pooled_two_by_two_and_an_odd_row_is_left_out():
     wanted = [[x[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, 0].mean() for j in range(3)] for i in range(2)]
     close(_semantic._average(jnp.asarray(x), 2)[0, ..., 0], wanted)
     module = build(pool=2)
-    assert module.init_with_output(jax.random.key(0), batch((2, 5, 7, 20)))[0].attention.shape[-2:] == (2, 3)
+    out, _ = jax.eval_shape(lambda: module.init_with_output(jax.random.key(0), batch((2, 5, 7, 20))))
+    assert out.attention.shape[-2:] == (2, 3)
     with pytest.raises(UserError, match=r"1x4 feature map is too small to be pooled by config.system.pool=2"):
-        module.init(jax.random.key(0), batch((2, 1, 4, 20)))
+        shapes(module, batch((2, 1, 4, 20)))
 
 
 def test_partial_bce_weighs_known_labels_and_hides_the_rest():
     module = build(loss={"name": "partial_bce", "reduction": "batch_mean"}, pool=1)
     data = batch()
-    variables = module.init(jax.random.key(0), data)
-    logits, _ = module.apply(variables, data, train=True).logits, None
-    value, _ = module.apply(variables, data, 0, method="loss")
+    variables = init(module, data)
+    loss = jax.jit(lambda data: (module.apply(variables, data, 0, method="loss")[0], module.apply(variables, data)))
+    value, out = loss(data)
     total = 0.0
-    for x, y, known in zip(np.asarray(logits, np.float64), data["labels"], data["observed"]):
+    for x, y, known in zip(np.asarray(out.logits, np.float64), data["labels"], data["observed"]):
         share = known.mean()
         bce = [np.log1p(np.exp(-a if b else a)) for a, b, o in zip(x, y, known) if o]
         total += (-4.45 * share + 5.45) / L * np.sum(bce)
     close(value, total / len(data["labels"]))
     data["labels"] = np.where(data["observed"] > 0, data["labels"], 1).astype(np.float32)  # what is hidden has no say
-    close(module.apply(variables, data, 0, method="loss")[0], value)
+    close(loss(data)[0], value)
 
 
 def test_without_propagation_and_without_a_graph():
     data = batch()
     module = build(steps=0)
-    out, variables = module.init_with_output(jax.random.key(0), data)
+    out, variables = jax.jit(module.init_with_output)(jax.random.key(0), data)
     np.testing.assert_array_equal(out.extra["propagated"], out.label_features)
+    assert np.abs(variables["constants"]["adjacency"] - np.eye(L)).max() > 0.1
     module = build(graph="none")
-    _, variables = module.init_with_output(jax.random.key(0), data)
-    np.testing.assert_array_equal(variables["constants"]["adjacency"], np.eye(L))
-    assert "reset_u" not in variables["params"]["head"]["graph"]
-    assert "reset_u" in build(reset_gate="fixed").init(jax.random.key(0), data)["params"]["head"]["graph"]
+    constants = jax.jit(lambda: module.init(jax.random.key(0), data)["constants"])()
+    np.testing.assert_array_equal(constants["adjacency"], np.eye(L))
+    assert "reset_u" not in shapes(module, data)["params"]["head"]["graph"]
+    assert "reset_u" in shapes(build(reset_gate="fixed"), data)["params"]["head"]["graph"]
 
 
 def test_one_class_and_nothing_known_are_finite():
     facts = meta(labels=np.ones((5, 1), np.uint8), observed=np.zeros((5, 1), np.uint8), count=1)
+    data = batch(labels=np.zeros((3, 1)), observed=np.zeros((3, 1)))
+    variables = init(build(meta=facts), data)
     for loss in ({"name": "bce"}, {"name": "partial_bce", "reduction": "batch_mean"}):
-        module = build(meta=facts, loss=loss)
-        data = batch(labels=np.zeros((3, 1)), observed=np.zeros((3, 1)))
-        variables = module.init(jax.random.key(0), data)
-
-        def value(params, module=module, rest=variables, data=data):
-            return module.apply({**rest, "params": params}, data, 0, method="loss")[0]
-
-        found, grads = jax.jit(jax.value_and_grad(value))(variables["params"])
-        assert found == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+        value = jax.jit(functools.partial(toy.loss_and_gradients, build(meta=facts, loss=loss), step=0))
+        loss, grads = value(variables, data)
+        assert loss == 0 and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_bad_input(tmp_path):

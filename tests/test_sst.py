@@ -16,7 +16,7 @@ from mljax.losses.weak_labels import pair_index
 from mljax.systems._pairs import PairHead, measure, push
 from mljax.systems.sst import SST, Thresholds
 from mljax.weights import published
-from test_ssgrl import L, batch, meta, nhwc, part
+from test_ssgrl import L, apply, batch, init, meta, nhwc, part
 
 PAIRS = L * (L - 1) // 2
 
@@ -27,17 +27,19 @@ def build(**settings):
     return SST(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **(defaults | settings))
 
 
-def init(module, data):
-    rngs = {"params": jax.random.key(0), "draw": jax.random.key(1)}
-    return jax.jit(lambda: module.init(rngs, data, 0, method="loss"))()
+@functools.partial(jax.jit, static_argnums=0)
+def trained(module, variables, data, step):
+    """The loss with its terms, the changed variables, and the outputs in training."""
+    options = {"method": "loss", "rngs": {"draw": jax.random.key(1)}, "mutable": ["memory", "batch_stats"]}
+    result = module.apply(variables, data, step, **options)
+    return result, module.apply(variables, data, train=True, mutable=["batch_stats"])[0]
 
 
 def run(module, data, step, variables=None):
-    """The loss, its terms and the changed memory."""
-    options = {"method": "loss", "rngs": {"draw": jax.random.key(1)}, "mutable": ["memory", "batch_stats"]}
+    """The loss, its terms, the changed memory and the outputs."""
     variables = init(module, data) if variables is None else variables
-    (loss, terms), changed = jax.jit(lambda v: module.apply(v, data, step, **options))(variables)
-    return float(loss), {k: float(v) for k, v in terms.items()}, {**variables, **changed}
+    ((loss, terms), changed), out = trained(module, variables, data, step)
+    return float(loss), {k: float(v) for k, v in terms.items()}, {**variables, **changed}, out
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def released(golden):
 
 def test_golden(golden, released):
     module, variables = released
-    out = module.apply(variables, nhwc(golden["sst/in/feature_map"]))
+    out = apply(module, variables, nhwc(golden["sst/in/feature_map"]))
     wanted = part(golden, "sst/out/")
     close(out.label_features, wanted["semantic_feature"])
     close(out.attention[:, 0].transpose(0, 2, 3, 1), wanted["attention_bhwc"])
@@ -73,7 +75,7 @@ def test_a_map_of_other_channels_is_reduced_by_convolution_and_batch_norm(golden
     reduced = np.einsum("bchw,dc->bdhw", wide, w["0.weight"][:, :, 0, 0])
     normal = [w[f"1.{name}"].reshape(-1, 1, 1) for name in ("running_mean", "running_var", "weight", "bias")]
     reduced = (reduced - normal[0]) / np.sqrt(normal[1] + 1e-5) * normal[2] + normal[3]
-    got, wanted = (module.apply(variables, nhwc(x)) for x in (wide, reduced.astype(np.float32)))
+    got, wanted = (apply(module, variables, nhwc(x)) for x in (wide, reduced.astype(np.float32)))
     close(got.label_features, wanted.label_features, atol=1e-4)
     close(got.logits, wanted.logits, atol=1e-4)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), nhwc(wide)))
@@ -163,9 +165,8 @@ def test_loss_equals_loops(form, step):
     data = batch((4, 3, 3, 20), labels, np.maximum(known, labels))
     module = build(form=form, first=0.5, last=0.3, drop=0.2)
     variables = init(module, data)
-    mixed = {**variables, "params": jax.tree.map(lambda p: p * 1.5 + 0.05, variables["params"])}
-    loss, terms, after = run(module, data, step, mixed)
-    out = jax.jit(lambda v: module.apply(v, data, train=True, mutable=["batch_stats"])[0])(mixed)
+    mixed = {**variables, "params": jax.tree.map(lambda p: p * 1.5 + 0.1, variables["params"])}
+    loss, terms, after, out = run(module, data, step, mixed)
     wanted = reference(module, out, np.asarray(after["memory"]["features"], np.float64), data, step, form == "paper")
     assert terms.keys() == wanted.keys()
     for name, value in wanted.items():
@@ -189,12 +190,12 @@ def test_thresholds_fall_from_the_start_to_their_end():
 def test_padding_enters_neither_the_memory_nor_the_loss():
     data = batch(labels=np.ones((3, L)), observed=np.ones((3, L)), mask=np.array([1, 1, 0]))
     module = build()
-    _, _, after = run(module, data, 25)
+    _, _, after, _ = run(module, data, 25)
     assert np.asarray(after["memory"]["features"])[:, :2].any(-1).all()
     assert not np.asarray(after["memory"]["features"])[:, 2:].any()
     variables = init(module, data)
     other = {**data, "labels": data["labels"] * np.array([1, 1, 0], np.float32)[:, None]}
-    variables = {**variables, "memory": {"features": jnp.zeros((L, 4, 8))}}
+    variables = {**variables, "memory": {"features": jnp.zeros((L, 4, 8), jnp.float32)}}
     same = [run(module, d, 25, variables)[1] for d in (data, other)]
     for name in same[0]:
         close(same[0][name], same[1][name], err_msg=name)
@@ -204,7 +205,7 @@ def test_dataset_cooccurrence_scores_by_conditional_probabilities():
     facts = meta()
     module = build(meta=facts, cooccurrence="dataset", branches="ist", first=0.35, last=0.35)
     data = batch((8, 3, 3, 20))
-    _, terms, variables = run(module, data, 25)
+    _, terms, variables, _ = run(module, data, 25)
     assert "pairs" not in variables["params"] and "ist" not in terms
     positive = facts.labels.astype(np.float64)
     found = 0
@@ -243,7 +244,7 @@ def test_activation_pooling_needs_no_vectors_and_is_a_mean_under_the_label_map()
     module = build(meta=bare, pooling="activation", branches="none")
     variables = init(module, data)
     assert set(variables["constants"]) == {"adjacency"}
-    out, p = module.apply(variables, data), jax.device_get(variables["params"]["decoupling"]["pooling"])
+    out, p = apply(module, variables, data), jax.device_get(variables["params"]["decoupling"]["pooling"])
     for n in range(3):
         x = data["endpoints"]["32"][n].reshape(9, 8)
         gates = 1 / (1 + np.exp(-x @ p["score"]["kernel"]))
@@ -264,16 +265,22 @@ def plain_pairs(params, x, form):
 
 
 @pytest.mark.parametrize("form", ["code", "paper"])
-@pytest.mark.parametrize("chunk", [1, 4, 128])
-def test_pair_head_equals_its_definition_in_any_chunks(form, chunk):
+def test_pair_head_equals_its_definition_in_any_chunks(form):
     x = jnp.asarray(np.random.default_rng(4).normal(size=(3, L, 8)).astype(np.float32))
-    head = PairHead(5, 7, form, chunk)
-    params = head.init(jax.random.key(0), x)["params"]
-    close(head.apply({"params": params}, x), plain_pairs(params, x, form))
+    params = jax.jit(PairHead(5, 7, form).init)(jax.random.key(0), x)["params"]
     weights = jnp.asarray(np.random.default_rng(5).normal(size=(3, PAIRS)).astype(np.float32))
-    got = jax.jit(jax.grad(lambda p, x: jnp.sum(weights * head.apply({"params": p}, x)), argnums=(0, 1)))(params, x)
-    wanted = jax.grad(lambda p, x: jnp.sum(weights * plain_pairs(p, x, form)), argnums=(0, 1))(params, x)
-    jax.tree.map(close, got, wanted)
+
+    def with_gradient(logits):
+        def weighted(p, x):
+            values = logits(p, x)
+            return jnp.sum(weights * values), values
+
+        return jax.jit(jax.grad(weighted, argnums=(0, 1), has_aux=True))(params, x)
+
+    wanted = with_gradient(lambda p, x: plain_pairs(p, x, form))
+    for chunk in (1, 4, 128):
+        head = PairHead(5, 7, form, chunk)
+        jax.tree.map(close, with_gradient(lambda p, x, head=head: head.apply({"params": p}, x)), wanted)
 
 
 def test_pair_head_of_coco_stays_within_its_stated_memory():
@@ -322,6 +329,6 @@ def test_checkpoint_without_the_pair_head_or_with_another_graph(golden):
         published.convert_head(without, build(**sizes))
     found = published.convert_head(without, build(**sizes, branches="cst"))
     data = nhwc(golden["sst/in/feature_map"])
-    close(build(**sizes, branches="cst").apply(found, data).logits, golden["sst/out/logits"])
+    close(apply(build(**sizes, branches="cst"), found, data).logits, golden["sst/out/logits"])
     with pytest.raises(UserError, match="'outMatrix' of the weights is not the label graph transposed"):
         published.convert_head(state | {"outMatrix": state["inMatrix"]}, build(**sizes))

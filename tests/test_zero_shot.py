@@ -225,9 +225,8 @@ def test_labels_that_cannot_be_scored(workdir, plain, tmp_path):
 
 def test_a_system_that_is_bound_to_its_labels_says_so():
     run, _ = toy.assembled(toy.config("baseline"))
-    bound = predict.Run("nowhere", run, {}, "", 0)
     with pytest.raises(UserError, match="'baseline' is bound to the labels .* train configs/ml_decoder.py:zero_shot"):
-        bound.with_labels(["zebra"])
+        zero_shot.with_labels(run, {}, ["zebra"])
 
 
 # --- NUS-WIDE's zero-shot lists ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from mljax import parallel
 from mljax.layers import Affine, torch_linear_init
 from mljax.losses.weak_labels import pair_index
 from mljax.systems._semantic import TORCH, linear
+from mljax.types import ArrayLike
 
 CHUNK = 128  # pairs at a time: 16 MiB of (b chunk output) at batch 32 and output 1024
 
@@ -45,7 +46,7 @@ class PairHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b pairs"]:
+    def __call__(self, x: Float[ArrayLike, "b l d"]) -> Float[Array, "b pairs"]:
         count, code = pair_index(x.shape[1]).shape[1], self.form == "code"
         if code:
             x = linear(self.hidden, x.shape[-1], "label", self.dtype)(x)
@@ -65,12 +66,14 @@ class PairHead(nn.Module):
         return _in_chunks(lambda hidden, _: _classified(hidden, *layer), left, right, None, self.chunk) + bias
 
 
-def _weighted(hidden: Float[Array, "b p d"], weights: Float[Array, "p d"]) -> Float[Array, "b p"]:
+def _weighted(hidden: Float[ArrayLike, "b p d"], weights: Float[ArrayLike, "p d"]) -> Float[Array, "b p"]:
     return jnp.einsum("bpd,pd->bp", hidden, weights, preferred_element_type=jnp.float32)
 
 
 def _classified(
-    hidden: Float[Array, "b p d"], second: tuple[Float[Array, "d o"], Float[Array, " o"]], kernel: Float[Array, " o"]
+    hidden: Float[ArrayLike, "b p d"],
+    second: tuple[Float[ArrayLike, "d o"], Float[ArrayLike, " o"]],
+    kernel: Float[ArrayLike, " o"],
 ) -> Float[Array, "b p"]:
     hidden = nn.relu(hidden @ second[0] + second[1][None, None])
     return jnp.einsum("bpd,d->bp", hidden, kernel, preferred_element_type=jnp.float32)
@@ -78,9 +81,9 @@ def _classified(
 
 def _in_chunks(
     of_pairs: Any,
-    left: Float[Array, "b l d"],
-    right: Float[Array, "b l d"],
-    weights: Float[Array, "pairs d"] | None,
+    left: Float[ArrayLike, "b l d"],
+    right: Float[ArrayLike, "b l d"],
+    weights: Float[ArrayLike, "pairs d"] | None,
     chunk: int,
 ) -> Float[Array, "b pairs"]:
     """of_pairs(relu(left_i + right_j), weights of these pairs) for all pairs i < j, `chunk` at a time."""
@@ -104,9 +107,9 @@ def _in_chunks(
 
 
 def push(
-    memory: Float[Array, "l slots d"],
-    features: Float[Array, "b l d"],
-    positive: Float[Array, "b l"],
+    memory: Float[ArrayLike, "l slots d"],
+    features: Float[ArrayLike, "b l d"],
+    positive: Float[ArrayLike, "b l"],
     axis: str | None = None,
 ) -> Float[Array, "l slots d"]:
     """Put the features of known positives in front of each label's memory; the oldest fall out.

@@ -14,7 +14,7 @@ from mljax.convolution import BatchNorm
 from mljax.data import labels as label_data
 from mljax.errors import UserError, at_least
 from mljax.layers import ActivationPooling, GroupLinear, SemanticPooling, torch_linear_init
-from mljax.types import Meta
+from mljax.types import ArrayLike, Meta
 from mljax.untrusted import read_npy
 from mljax.weights.published import Names
 
@@ -54,7 +54,7 @@ class Decoupling(nn.Module):
 
     @nn.compact
     def __call__(
-        self, feature_map: Float[Array, "b h w c"], vectors: Float[Array, "l e"] | None, *, train: bool
+        self, feature_map: Float[ArrayLike, "b h w c"], vectors: Float[ArrayLike, "l e"] | None, *, train: bool
     ) -> tuple[Float[Array, "b {self.labels} d"], Float[Array, "b 1 {self.labels} y x"]]:
         """Label features, and attention, which sums to 1 over the positions (y x) of the pooled map."""
         x = _average(feature_map.astype(self.dtype), self.pool)
@@ -72,7 +72,7 @@ class Decoupling(nn.Module):
         return features, weights.transpose(0, 2, 1).reshape(b, 1, self.labels, height, width)
 
 
-def _average(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h//{size} w//{size} c"]:
+def _average(x: Float[ArrayLike, "b h w c"], size: int) -> Float[ArrayLike, "b h//{size} w//{size} c"]:
     """Average pooling; rows and columns that are left over are dropped, as torch drops them."""
     if size == 1:
         return x
@@ -105,7 +105,7 @@ class GatedGraph(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"], adjacency: Float[Array, "l l"]) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[ArrayLike, "b l d"], adjacency: Float[ArrayLike, "l l"]) -> Float[Array, "b l d"]:
         """The label features after `steps` of propagation."""
         d = x.shape[-1]
         weights = {gate: linear(d, 2 * d, f"{gate}_w", self.dtype) for gate in ("update", "reset", "candidate")}
@@ -138,7 +138,7 @@ class GraphClassifier(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b l d"], adjacency: Float[Array, "l l"]
+        self, x: Float[ArrayLike, "b l d"], adjacency: Float[ArrayLike, "l l"]
     ) -> tuple[Float[Array, "b l"], Float[Array, "b l d"]]:
         """Logits in float32, and h."""
         h = GatedGraph(self.steps, self.reset_gate, self.dtype, name="graph")(x, adjacency)

@@ -27,7 +27,7 @@ from mljax.layers import (
     torch_linear_init,
 )
 from mljax.losses.criterion import Criterion
-from mljax.types import Batch, Meta, Outputs
+from mljax.types import ArrayLike, Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
 GROUPS = 100  # of the authors, where there are more labels than that
@@ -143,7 +143,7 @@ class MLDecoder(nn.Module):
 
         return self.variable("constants", "queries", draw).value.astype(self.dtype)
 
-    def _classify(self, x: Float[Array, "b q d"]) -> Float[Array, "b l"]:
+    def _classify(self, x: Float[ArrayLike, "b q d"]) -> Float[Array, "b l"]:
         """In float32: label = query * labels per query + slot, the last slots unused."""
         x = x.astype(jnp.float32)
         if self.zero_shot:

@@ -22,7 +22,7 @@ from mljax.layers import attention_maps, encode, final, layer_norm, tokens
 from mljax.losses.contrastive import hard_negatives, label_contrastive, supervised_contrastive
 from mljax.losses.criterion import Criterion
 from mljax.losses.numeric import unit
-from mljax.types import Batch, Meta, Outputs
+from mljax.types import ArrayLike, Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
 
@@ -48,7 +48,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, "b q d"], memory: Float[Array, "b n e"]
+        self, query: Float[ArrayLike, "b q d"], memory: Float[ArrayLike, "b n e"]
     ) -> tuple[Float[Array, "b q {self.width}"], Float[Array, "b {self.heads} q n"]]:
         """The updated queries and the attention weights."""
         if self.width % self.heads:
@@ -90,7 +90,7 @@ class LabelAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"]
+        self, x: Float[ArrayLike, "b n d"]
     ) -> tuple[Float[Array, "b {self.labels} {self.width}"], Float[Array, "b {self.heads} {self.labels} n"]]:
         """The features of the labels, and the attention weights over the tokens that they came from."""
         queries = self.param("queries", self._init, (self.labels, self.width)).astype(self.dtype)
@@ -118,7 +118,7 @@ class Classifiers(nn.Module):
     std: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+    def __call__(self, x: Float[ArrayLike, "b l d"]) -> Float[Array, "b l"]:
         kernel = self.param("kernel", nn.initializers.normal(self.std), x.shape[1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[1:2])
         return jnp.einsum("bld,ld->bl", x.astype(jnp.float32), kernel) + bias[None]
@@ -132,7 +132,7 @@ class Projector(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b {self.embedding}"]:
+    def __call__(self, x: Float[ArrayLike, "*b d"]) -> Float[Array, "*b {self.embedding}"]:
         init = nn.initializers.normal(self.std)
         y = nn.relu(nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=init, name="hidden")(x))
         y = nn.Dense(self.embedding, dtype=self.dtype, kernel_init=init, name="out")(y)

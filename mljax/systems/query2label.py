@@ -27,7 +27,7 @@ from mljax.layers import (
     tokens,
 )
 from mljax.losses.criterion import Criterion
-from mljax.types import Batch, Meta, Outputs
+from mljax.types import ArrayLike, Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
 SELF_ATTENTION = ("none", "first", "others", "all")
@@ -52,10 +52,10 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b l d"],
-        query: Float[Array, "1 l d"],
-        memory: Float[Array, "b n d"],
-        position: Float[Array, "1 n d"],
+        x: Float[ArrayLike, "b l d"],
+        query: Float[ArrayLike, "1 l d"],
+        memory: Float[ArrayLike, "b n d"],
+        position: Float[ArrayLike, "1 n d"],
         *,
         train: bool,
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b k l n"]]:

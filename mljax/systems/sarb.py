@@ -24,7 +24,7 @@ from mljax.losses import contrastive
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._prototypes import prototypes
-from mljax.types import Batch, Meta, Outputs
+from mljax.types import ArrayLike, Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
 
@@ -125,12 +125,12 @@ class SARB(nn.Module):
         logits, propagated = self.head(features, self.edges)
         return Outputs(logits, features, attention, {"propagated": propagated})
 
-    def classify(self, features: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+    def classify(self, features: Float[ArrayLike, "b l d"]) -> Float[Array, "b l"]:
         """Logits of label features, blended or not."""
         return self.head(features, self.edges)[0]
 
     def instance_blend(
-        self, features: Float[Array, "b l d"], labels: Float[Array, "b l"], observed: Float[Array, "b l"]
+        self, features: Float[ArrayLike, "b l d"], labels: Float[ArrayLike, "b l"], observed: Float[ArrayLike, "b l"]
     ) -> Blend:
         """Unknown labels that the partner has: F' = a F + (1-a) F_partner, target 1-a (eq. 1, 2).
 
@@ -142,11 +142,11 @@ class SARB(nn.Module):
 
     def prototype_blend(
         self,
-        features: Float[Array, "b l d"],
-        labels: Float[Array, "b l"],
-        observed: Float[Array, "b l"],
-        index: Int[Array, ""],
-        uniform: Float[Array, "b l"],
+        features: Float[ArrayLike, "b l d"],
+        labels: Float[ArrayLike, "b l"],
+        observed: Float[ArrayLike, "b l"],
+        index: Int[ArrayLike, ""],
+        uniform: Float[ArrayLike, "b l"],
     ) -> Blend:
         """One unknown label of each image: F' = b F + (1-b) P, target 1-b, P the label's prototype `index`.
 
@@ -164,12 +164,12 @@ class SARB(nn.Module):
 
     def _blend(
         self,
-        features: Float[Array, "b l d"],
-        other: Float[Array, "b l d"],
-        labels: Float[Array, "b l"],
-        observed: Float[Array, "b l"],
-        chosen: Bool[Array, "b l"],
-        share: Float[Array, ""],
+        features: Float[ArrayLike, "b l d"],
+        other: Float[ArrayLike, "b l d"],
+        labels: Float[ArrayLike, "b l"],
+        observed: Float[ArrayLike, "b l"],
+        chosen: Bool[ArrayLike, "b l"],
+        share: Float[ArrayLike, ""],
     ) -> Blend:
         """share * features + (1 - share) * other where chosen, with the target 1 - share; `share` is kept in [0, 1]."""
         # the gradient passes the bounds, as it does in the authors' code, which cuts the parameter itself

@@ -25,7 +25,7 @@ from mljax.losses import contrastive, weak_labels
 from mljax.losses.criterion import Criterion
 from mljax.systems import _semantic
 from mljax.systems._pairs import PairHead, push
-from mljax.types import Batch, Meta, Outputs
+from mljax.types import ArrayLike, Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
 
 
@@ -38,7 +38,7 @@ class Thresholds:
     last: float
     drop: float
 
-    def __call__(self, epoch: Int[Array, ""]) -> Float[Array, ""]:
+    def __call__(self, epoch: Int[ArrayLike, ""]) -> Float[Array, ""]:
         done = (epoch - self.start).astype(jnp.float32)
         return jnp.maximum(self.first - self.drop * done, self.last)
 
@@ -166,7 +166,9 @@ class SST(nn.Module):
             extra["memory_scores"] = self._memory_scores(features, memory.value)
         return Outputs(logits, features, attention, extra)
 
-    def _memory_scores(self, features: Float[Array, "b l d"], memory: Float[Array, "l slots d"]) -> Float[Array, "b l"]:
+    def _memory_scores(
+        self, features: Float[ArrayLike, "b l d"], memory: Float[ArrayLike, "l slots d"]
+    ) -> Float[Array, "b l"]:
         """Mean cosine over all slots, empty ones count 0 (code), or over the filled ones (paper)."""
         scores = weak_labels.memory_scores(features, memory)
         if self.form == "code":
@@ -187,7 +189,7 @@ class SST(nn.Module):
             scores = jnp.einsum("bm,ml->bl", positive, matrix, precision="highest") / count
         return scores if self.form == "code" else scores * count
 
-    def _remember(self, features: Float[Array, "b l d"], batch: Batch) -> Float[Array, "b l"]:
+    def _remember(self, features: Float[ArrayLike, "b l d"], batch: Batch) -> Float[Array, "b l"]:
         """Update the memory with this batch, and score the batch by it."""
         memory: Any = self.get_variable("memory", "features")
         if self.is_initializing():
@@ -239,10 +241,10 @@ class SST(nn.Module):
     def _pseudo(
         self,
         branch: str,
-        scores: Float[Array, "b l"],
-        logits: Float[Array, "b l"],
+        scores: Float[ArrayLike, "b l"],
+        logits: Float[ArrayLike, "b l"],
         batch: Batch,
-        epoch: Int[Array, ""],
+        epoch: Int[ArrayLike, ""],
     ) -> dict[str, Float[Array, ""]]:
         """The classification loss with a branch's pseudo labels, 0 before they start, and how many there are."""
         added = weak_labels.pseudo_positives(scores, batch["observed"], self.thresholds(epoch))

@@ -1,7 +1,7 @@
-"""State dicts that the authors released -> variables of a system, and a run directory that evaluates and predicts.
+"""State dicts that the authors released -> variables of a system.
 
-A system's file offers `PUBLISHED`, which knows the authors' names; the backbone beside it translates its own part.
-Strict on both sides: an array that nothing takes is an error, and so is a parameter that nothing fills.
+A system's file offers `PUBLISHED`, which knows the authors' names; the backbone's file translates its own part. Strict
+on both sides: an array that nothing takes is an error, and so is a parameter that nothing fills.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ State = Mapping[str, np.ndarray]
 
 
 class Names:
-    """The authors' arrays by name, taken one at a time in linen's layout; `finish` complains of what is left over."""
+    """The authors' arrays by name, taken one at a time in linen's layout; `finish` raises an error for those left."""
 
     def __init__(self, state: State):
         self._state = dict(state)
@@ -48,7 +48,7 @@ class Names:
         """A 1x1 convolution of any rank (out in 1 ..) -> Dense: kernel (in out), and bias where there is one."""
         weight = self.array(f"{name}.weight")
         if weight.size != weight.shape[0] * weight.shape[1]:
-            raise UserError(f"{name!r} has the shape {weight.shape} and should be a 1x1 convolution.")
+            raise UserError(f"{name!r} has the shape {weight.shape}; expected a 1x1 convolution.")
         return self._with_bias(name, weight.reshape(weight.shape[:2]).T)
 
     def conv(self, name: str) -> dict[str, np.ndarray]:
@@ -85,14 +85,15 @@ class Names:
         self._left = {name for name in self._left if not re.fullmatch(pattern, name)}
 
     def finish(self) -> None:
+        """UserError if an array was not taken."""
         if self._left:
             shown = ", ".join(repr(name) for name in sorted(self._left)[:5])
             more = f" and {len(self._left) - 5} more" if len(self._left) > 5 else ""
             raise UserError(f"This system has no place for {shown}{more} of the weights; is it another variant?")
 
     def _with_bias(self, name: str, kernel: np.ndarray) -> dict[str, np.ndarray]:
-        found = {"kernel": np.ascontiguousarray(kernel)}
-        return found | ({"bias": self.array(f"{name}.bias")} if f"{name}.bias" in self else {})
+        bias = {"bias": self.array(f"{name}.bias")} if f"{name}.bias" in self else {}
+        return {"kernel": np.ascontiguousarray(kernel), **bias}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,10 +121,10 @@ class Published:
 def of(system: nn.Module) -> Published:
     """The PUBLISHED of a system's file."""
     module = importlib.import_module(type(system).__module__)
-    found = getattr(module, "PUBLISHED", None)
-    if found is None:
+    published = getattr(module, "PUBLISHED", None)
+    if published is None:
         raise UserError(f"No released checkpoints of {type(system).__name__} are known.")
-    return found
+    return published
 
 
 def split(state: State, published: Published) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -137,8 +138,8 @@ def split(state: State, published: Published) -> tuple[dict[str, np.ndarray], di
     for name, value in state.items():
         if published.ignored and re.fullmatch(published.ignored, name):
             continue
-        is_own = published.own and re.fullmatch(published.own, name)
-        if name.startswith(published.trunk) and not is_own:
+        of_head = published.own and re.fullmatch(published.own, name)
+        if name.startswith(published.trunk) and not of_head:
             trunk[name.removeprefix(published.trunk)] = value
         else:
             head[name] = value
@@ -156,9 +157,9 @@ def convert_head(state: State, system: nn.Module) -> dict[str, Any]:
     published = of(system)
     names = Names(split(state, published)[1])
     names.ignore(r"(.*\.)?num_batches_tracked")
-    found = published.convert(names, system)
+    variables = published.convert(names, system)
     names.finish()
-    return found
+    return variables
 
 
 def convert(state: State, system: nn.Module, arch: str, variables: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -173,24 +174,24 @@ def convert(state: State, system: nn.Module, arch: str, variables: Mapping[str, 
     """
     trunk = split(state, of(system))[0]
     if not trunk:
-        raise UserError(f"{path} holds no weights of a backbone under {of(system).trunk!r}; give the whole checkpoint.")
+        raise UserError(f"{path} has no backbone weights under {of(system).trunk!r}; give the whole checkpoint.")
     backbone = nest(convert_backbone(trunk, arch, path))
-    found = convert_head(state, system)
+    head = convert_head(state, system)
     merged = {}
-    for collection, own in variables.items():
-        given = dict(found.get(collection, {}))
-        if "backbone" in own:
-            given["backbone"] = backbone.get(collection, {})
+    for collection, initial in variables.items():
+        released = dict(head.get(collection, {}))
+        if "backbone" in initial:
+            released["backbone"] = backbone.get(collection, {})
         if collection in ("params", "batch_stats"):
-            merged[collection] = merge(own, given)
+            merged[collection] = merge(initial, released)
         else:
-            kept = {name: value for name, value in flatten(own).items() if name not in flatten(given)}
-            merged[collection] = merge(own, nest(kept | flatten(given)))
+            kept = {name: value for name, value in flatten(initial).items() if name not in flatten(released)}
+            merged[collection] = merge(initial, nest(kept | flatten(released)))
     return merged
 
 
 def read_files(paths: Sequence[Path], published: Published) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint that lies in one file or in several, of which a folder may be named.
+    """The arrays of a checkpoint of one file or several; a folder stands for the files in it.
 
     Raises:
       UserError: a file of another name, two of one network, or files of different checkpoints.
@@ -207,22 +208,22 @@ def read_files(paths: Sequence[Path], published: Published) -> dict[str, np.ndar
 
 
 def _parts(paths: Sequence[Path], pattern: str) -> dict[str, Path]:
-    """The network of each file, which all belong to one checkpoint: their names begin alike."""
+    """The file of each network; they all belong to one checkpoint: their names begin alike."""
     files: list[Path] = []
     for path in paths:
         inside = sorted(p for p in path.iterdir() if re.search(pattern, p.name)) if path.is_dir() else [path]
         if not inside:
-            raise UserError(f"The folder {path} holds no file that is named as this system's are ({pattern}).")
+            raise UserError(f"The folder {path} holds no file named like this system's checkpoints ({pattern}).")
         files += inside
     parts: dict[str, Path] = {}
     starts: dict[str, Path] = {}
     for path in files:
-        found = re.search(pattern, path.name)
-        if found is None:
-            raise UserError(f"{path} is not named as the files of this system's checkpoints are ({pattern}).")
-        if found[1] in parts:
-            raise UserError(f"{parts[found[1]]} and {path} are the same network; give the files of one checkpoint.")
-        parts[found[1]] = starts[path.name[: found.start()]] = path
+        match = re.search(pattern, path.name)
+        if match is None:
+            raise UserError(f"{path} is not named like the files of this system's checkpoints ({pattern}).")
+        if match[1] in parts:
+            raise UserError(f"{parts[match[1]]} and {path} are the same network; give the files of one checkpoint.")
+        parts[match[1]] = starts[path.name[: match.start()]] = path
         if len(starts) > 1:
             first, second = starts.values()
             raise UserError(f"{first} and {second} are of different checkpoints; give the files of one.")

@@ -189,13 +189,18 @@ def find(kind: str, name: str) -> Callable[..., Any]:
         if name in table:
             return _complete(kind, table[name])
     if name not in names(kind):
-        raise unknown(kind, name)
+        raise unknown(kind, name, imported=True)
     return _complete(kind, names(kind)[name])
 
 
-def unknown(kind: str, name: str) -> UserError:
-    """The error of a name that no file of a kind has; files that cannot be read may have it."""
-    broken = [_table(kind, file)[1] for file in files(kind) if _source(kind, file) is None]
+def unknown(kind: str, name: str, *, imported: bool = False) -> UserError:
+    """The error of a name that no file of a kind has; files that are broken may have it.
+
+    Args:
+      imported: all files were imported, so that those that do not import are known, not only those that are not Python.
+    """
+    broken = [_table(kind, file)[1] for file in files(kind) if imported or _source(kind, file) is None]
+    broken = [problem for problem in broken if problem]
     hint = f"; it may be in a file that is broken: {'; '.join(broken)}" if broken else ""
     return UserError(f"There is no {name!r} among the {NOUNS.get(kind, kind)}{nearest(name, listed(kind))}{hint}.")
 

@@ -110,7 +110,7 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
                 module = importlib.import_module(place)
     if name == "mljax.main":
         flags = parse(argv)
-        if "config" in flags:
+        if "yours" not in flags.get("config", "yours"):
             checked(flags["config"], flags["overrides"])
         assert flags.get("list") or flags.get("help") or flags.get("workdir")
     elif name == "mljax.sweep":

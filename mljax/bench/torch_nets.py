@@ -177,8 +177,7 @@ class Cmsg(nn.Module):
                 "--against=torch knows CMSG with config.system.features='activation' and mode='add' or 'none'."
             )
         self.score, self.transform = nn.Linear(channels, system.meta.num_labels, bias=False), nn.Linear(channels, d)
-        matrix = system.correlation if system.mode == "add" else None
-        bias = None if matrix is None else torch.from_numpy(np.array(matrix.value, np.float32))
+        bias = torch.from_numpy(np.array(system.matrix(), np.float32)) if system.guided else None
         self.register_buffer("bias", bias)
         sizes = (system.ffn, system.dropout)
         self.sga = nn.ModuleList(

@@ -7,7 +7,6 @@ A reconstruction: no code was published, and the stored text has lost its equati
 fixes, what it leaves open, and what was chosen.
 """
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -99,6 +98,10 @@ class CMSG(nn.Module):
         """Whether the correlation matrix enters the attention among labels."""
         return self.mode != "none" and self.correlation != "none" and self.sga_layers > 0
 
+    def matrix(self) -> Float[np.ndarray, "l l"]:
+        """The label correlation that guides attention; ask for it where the system is `guided`."""
+        return correlation_matrix(self.meta, self.correlation, self.form, self.threshold, self.p)
+
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         feature_map = final(encode(self.backbone, batch, train=train)).astype(self.dtype)
@@ -143,8 +146,7 @@ class CMSG(nn.Module):
         self, x: Float[Array, "b l d"], train: bool
     ) -> tuple[Float[Array, "b l d"], Float[Array, "b k l l"] | None]:
         """Semantic guided attention, and the weights of its last layer."""
-        make = partial(correlation_matrix, self.meta, self.correlation, self.form, self.threshold, self.p)
-        correlation = constant(self, "correlation", make) if self.guided else None
+        correlation = constant(self, "correlation", self.matrix) if self.guided else None
         combine, weights = attention_bias(correlation, self.mode), None
         for i in range(self.sga_layers):
             x, weights = self._layer(self.sga_heads, f"sga_{i}", combine)(x, train=train)

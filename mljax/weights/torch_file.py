@@ -85,7 +85,11 @@ def _read_zip(file: BinaryIO) -> Any:
                 raise ValueError(f"the storage {key!r} is too short")
             return Storage(dtype, count, lambda: buffer(name))
 
-        return Unpickler(io.BytesIO(archive.read(found[0])), storage).load()
+        unpickler = Unpickler(io.BytesIO(archive.read(found[0])), storage)
+        try:
+            return unpickler.load()
+        finally:
+            vars(unpickler).clear()  # it refers to itself, and would keep the mapped file until the next collection
 
 
 def _member(data: mmap.mmap, info: zipfile.ZipInfo) -> Any:

@@ -199,7 +199,7 @@ def test_real_photos(real_data: Path):
 
 
 MILLION = r"""
-import json, os, re, sys, time
+import csv, json, os, re, sys, time
 import numpy as np
 from mljax.data import files
 from mljax.data.table import table
@@ -220,20 +220,28 @@ def reading(rows):
     return (time.process_time() - began) / len(rows)
 rng = np.random.default_rng(0)
 near, far = reading(rng.integers(0, 1000, 20_000)), reading(rng.integers(0, 1_000_000, 20_000))
-print(json.dumps([opened, peak(), near, far]))
+gigabytes = peak()
+def plain():  # a pass of Python's own reader, which counts the labels: what the time is compared with
+    began, counts = time.process_time(), {}
+    with open(sys.argv[1], newline="") as file:
+        for _, labels, _ in csv.reader(file):
+            for label in labels.split("|"):
+                counts[label] = counts.get(label, 0) + 1
+    return time.process_time() - began
+print(json.dumps([opened / min(plain(), plain()), gigabytes, near, far]))
 """
 
 
 @pytest.mark.slow
 def test_a_million_rows(tmp_path: Path):
-    """Opens in under 5 s of CPU time and 1 GB, the whole process counted; a row's place does not matter."""
+    """Opens in less than ten times a plain pass of the file and 1 GB in all; a row's place does not matter."""
     rng = np.random.default_rng(0)
     names = [f"thing {i:02d}" for i in range(80)]
     rows = ["|".join(names[i] for i in chosen) for chosen in np.sort(rng.integers(0, 80, (1_000_000, 3)))]
     lines = [f"a/{i}.jpg,{labels},train" for i, labels in enumerate(rows)]
     (tmp_path / "labels.csv").write_text("\n".join(["image,labels,split", *lines]))
     script = [sys.executable, "-c", MILLION, str(tmp_path / "labels.csv")]
-    # the best of three: on a busy machine CPU time grows too
+    # the best of three, as a ratio: on a busy machine CPU time grows too
     runs = [subprocess.run(script, capture_output=True, text=True, check=True).stdout for _ in range(3)]
-    opened, gigabytes, near, far = min(map(json.loads, runs))
-    assert opened < 5 and gigabytes < 1 and far < 10 * near, runs
+    passes, gigabytes, near, far = min(map(json.loads, runs))
+    assert passes < 10 and gigabytes < 1 and far < 10 * near, runs

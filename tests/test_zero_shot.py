@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import toy
-from mljax import evaluate, experiment, predict, train
+from mljax import evaluate, experiment, predict, train, zero_shot
 from mljax import run as run_module
 from mljax.data import scenes, unseen
 from mljax.data.nuswide import CLASSES, nuswide

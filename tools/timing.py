@@ -32,13 +32,13 @@ def run(command: list[str], folder: str) -> tuple[int, float, list[str]]:
 def tables(lines: list[str], slowest: int) -> list[str]:
     """The slowest tests, and the slowest files with the seconds of all their tests."""
     found = [DURATION.match(line) for line in lines]
-    tests: Counter[str] = Counter()
+    tests: Counter[str] = Counter()  # milliseconds
     files: Counter[str] = Counter()
     for match in filter(None, found):
-        tests[match[2] + match[3]] += float(match[1])
-        files[match[2]] += float(match[1])
+        tests[match[2] + match[3]] += round(1000 * float(match[1]))
+        files[match[2]] += round(1000 * float(match[1]))
     return [
-        f"slowest {kind}:\n" + "\n".join(f"{seconds:8.1f} s  {name}" for name, seconds in counter.most_common(slowest))
+        f"slowest {kind}:\n" + "\n".join(f"{time / 1000:8.1f} s  {name}" for name, time in counter.most_common(slowest))
         for kind, counter in (("tests", tests), ("files", files))
     ]
 

@@ -1,8 +1,6 @@
 """The command line of mljax.main: flags, settings and what is wrong with them, each one sentence, exit status 2; what
 answers at once; the lazy face of the package."""
 
-import logging
-import os
 import re
 import subprocess
 import sys
@@ -24,44 +22,7 @@ print(status, ",".join(heavy) or "light")
 """
 
 
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch, tmp_path_factory):
-    """A cache folder of the test's own, and what `guarded` sets put back."""
-    monkeypatch.setenv("MLJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    for name in ("DIR", "MAX_SIZE"):
-        monkeypatch.setenv(f"JAX_COMPILATION_CACHE_{name}", os.environ.get(f"JAX_COMPILATION_CACHE_{name}", "0"))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
-    yield
-    log = logging.getLogger("mljax")
-    log.handlers, log.propagate = [], True
-
-
-@pytest.fixture
-def told(capsys):
-    """Runs a command as a shell does: its exit status, and the lines of stderr."""
-
-    def run(command, *argv):
-        capsys.readouterr()
-        status = main.guarded(lambda: command.main([str(word) for word in argv]))
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert not any("Traceback" in line for line in lines)
-        return status, lines
-
-    return run
-
-
-@pytest.fixture
-def refused(told):
-    """Exit status 2 and one sentence, the last line of stderr."""
-
-    def run(command, *argv):
-        status, lines = told(command, *argv)
-        assert status == 2, lines
-        assert lines[-1].startswith("mljax: ") and sum(line.startswith("mljax: ") for line in lines) == 1, lines
-        return lines[-1].removeprefix("mljax: ")
-
-    return run
-
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 SMOKE = "--config=configs/cmsg.py:smoke"
 

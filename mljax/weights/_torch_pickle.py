@@ -6,6 +6,7 @@ to it, and any other name refuses the file. The reader is Python's, not that of 
 that name a far place of its memo; it counts what it does.
 """
 
+import gc
 import io
 import math
 import pickle
@@ -135,6 +136,16 @@ class Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssu
         self._storage, self._steps = storage, 0
         self._known = _table(self.spend)
         self.dispatch = _Counted(super().dispatch, self.spend)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def load(self) -> Any:
+        """The pickle's object. The garbage collector waits: in a large process it takes longer than the reading."""
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            return super().load()
+        finally:
+            if enabled:
+                gc.enable()
 
     def spend(self, steps: int) -> None:
         """Count what the pickle does.

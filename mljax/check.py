@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mljax.build import SECTIONS, check_keys, find, keywords, settings
-from mljax.config.sections import GIVEN, SMOKE, TRAINED, WORDS, check_sections, fits, smoke_hint
+from mljax.config.sections import GIVEN, OF_DATA, SMOKE, TRAINED, WORDS, check_sections, fits, smoke_hint
 from mljax.data import observe
 from mljax.errors import UserError, nearest, one_of
 from mljax.layers import ACTIVATIONS
@@ -41,7 +41,8 @@ def check(config: Config) -> None:
     for key in ("data", "backbone", "system"):
         name = values[key]["name"]
         why = smoke_hint(values["experiment"], name) if name == SMOKE.get(key) else ""
-        _settings(values[key], find(SECTIONS[key], name), f"config.{key} ({name!r})", why)
+        section = {k: v for k, v in values[key].items() if key != "data" or k not in OF_DATA}
+        _settings(section, find(SECTIONS[key], name), f"config.{key} ({name!r})", why)
     _inner(values["system"], "config.system")
     name = observe.check(values["observe"])
     _settings(values["observe"], observe.NAMES[name], f"config.observe ({name!r})")

@@ -15,7 +15,7 @@ import numpy as np
 
 from mljax import rundir, weights
 from mljax.build import build, find, keywords, settings
-from mljax.data import unseen
+from mljax.data import digests, unseen
 from mljax.data.observe import observe
 from mljax.data.source import Source
 from mljax.data.splits import load
@@ -97,13 +97,13 @@ def source(config: Config, split: str, *, training: bool) -> Source:
     """A split of the run's data set; `config.splits` names the usual ones, any other split may be asked for.
 
     A split to train on shows what `config.observe` lets through; hidden labels are gone from here on, and so are the
-    classes of `config.unseen`.
+    classes of `config.unseen`. Images are compared with their digests, where these were written.
     """
     section = dict(config.data)
     constructor = find("data", section.get("name", ""))
     if "training" in keywords(constructor):
         section["training"] = training
-    whole = unseen.without(load(section, split), config.unseen)
+    whole = unseen.without(digests.verified(load(section, split), section), config.unseen)
     return observe(whole, config.observe) if training else whole
 
 

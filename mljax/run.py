@@ -14,6 +14,8 @@ from mljax import experiment, fold, optim, rundir, scoring, zero_shot
 from mljax.build import find, keywords
 from mljax.config.derive import derive
 from mljax.config.stages import stage_configs
+from mljax.data import fingerprint
+from mljax.data.source import Source
 from mljax.errors import UserError, nearest
 from mljax.experiment import Experiment
 from mljax.known_labels import Known, to_array
@@ -34,6 +36,7 @@ class Run:
     Attributes:
       classes: the l label names.
       selected_by: which parameters these are.
+      stage: that they were trained in, from 0.
     """
 
     workdir: Path
@@ -41,6 +44,7 @@ class Run:
     variables: Any
     selected_by: str
     step: int
+    stage: int = 0
 
     def __post_init__(self) -> None:
         self.classes = self.experiment.meta.classes
@@ -184,10 +188,13 @@ class Run:
           labels: for a zero-shot ML-Decoder: "all" of the data set, those that were "seen" in training, the "unseen"
             ones, or names; None: those of the run.
           vectors: where vectors of labels come from that were not trained; None: as the run's config says.
+        Raises:
+          UserError: the classes are others, or the run's own evaluation split has changed since it was trained.
         """
         config = self.experiment.config
         name = split or config.splits.eval
         run, variables, source = zero_shot.evaluation(self.experiment, self.variables, name, labels, vectors)
+        changed = self.check_data(source, name) if labels is None else ""
         other = dataclasses.replace(self, experiment=run, variables=variables)
         source = scoring.scored_split(run, source)
         scores = scoring.Scorer(run, jax.devices()).scores(other.folded, source, None, config)
@@ -197,8 +204,27 @@ class Run:
         suffix = "_" + re.sub(r"\W+", "_", suffix).strip("_")
         means = None if labels is None else lambda aps: zero_shot.means(self.classes, aps)
         return scoring.write(
-            self.workdir, scores, source, config, by=self.selected_by, step=self.step, suffix=suffix, means=means
+            self.workdir, scores, source, config, by=self.selected_by, step=self.step, suffix=suffix, means=means,
+            changed=changed,
+        )  # fmt: skip
+
+    def check_data(self, source: Source, split: str) -> str:
+        """Compare the run's own evaluation split with the record that the run has of it; others are not compared.
+
+        Returns:
+          What changed, where `config.data.changed` is "accept".
+        Raises:
+          UserError: it has changed.
+        """
+        config, before = self.experiment.config, stage_configs(rundir.load_config(self.workdir))[self.stage]
+        section, trained = (
+            {k: v for k, v in c.data.items() if f"data.{k}" not in rundir.FREE} for c in (config, before)
         )
+        if split != before.splits.eval or section != trained:
+            return ""
+        record = fingerprint.record(source, config.data.get("digest", "sampled"))
+        part = rundir.part_of("eval", self.stage)
+        return rundir.check_data_record(self.workdir, part, record, accept=config.data.get("changed") == "accept").what
 
 
 def load(
@@ -242,7 +268,7 @@ def load(
             raise UserError(f"{workdir} kept no averaged parameters (config.ema is 0).")
         chosen = optim.averaged(state["params"], state["variables"], state["ema"])
     by = f"{which} checkpoint, step {step} ({'ema' if ema else 'raw'})"
-    return Run(workdir, run, jax.device_put(chosen), by, step)
+    return Run(workdir, run, jax.device_put(chosen), by, step, int(folders[-1].name))
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -131,14 +131,18 @@ def write(
     step: int,
     suffix: str = "",
     means: Callable[[Mapping[str, float | None]], dict[str, Any]] | None = None,
+    changed: str = "",
 ) -> dict[str, Any]:
     """Keep scores and report of a split in the run directory and print the table.
 
     Args:
       means: AP per class -> {what: {"labels": .., "mAP": ..}}: of parts of the labels, such as those seen in training.
+      changed: how the split differs from the one that the run was trained with, if that was accepted.
     """
     report = {"split": source.name, "images": len(source), **measure(scores, source, config)}
     report |= {"seed": config.seed, "step": step, "selected_by": by, "definition": config.eval.definition}
+    if changed:
+        report["data_changed"] = changed
     if means is not None:
         report["mAP_of"] = means(report["per_class_AP"])
     rundir.write_arrays(

@@ -7,8 +7,8 @@ import signal
 import numpy as np
 import pytest
 
+from mljax import seal
 from mljax.errors import UserError
-from mljax.rundir import seal
 from mljax.rundir.checkpoint import Checkpoints
 from saved_states import BIG, biggest, new_state, python, same, saved, shapes
 

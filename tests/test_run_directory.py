@@ -19,7 +19,7 @@ import toy
 from conftest import golden_file
 from mljax import predict, rundir, train
 from mljax.errors import UserError
-from mljax.rundir import manifest, measurements, seal
+from mljax.rundir import manifest, measurements
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Writer
 from mljax.types import Meta
@@ -175,70 +175,6 @@ def test_a_damaged_line_of_metrics_is_set_aside_and_said(tmp_path, capsys, caplo
     assert path.read_text() == lines[0] + lines[2]
     assert (tmp_path / measurements.DAMAGED).read_text() == damaged
     assert "metrics.jsonl has 1 damaged line; moved to metrics.damaged.jsonl" in capsys.readouterr().err
-
-
-# Data that changed
-
-CLASSES = ["cat", "dog", "owl"]
-
-
-def record(ids="abcdef", labels=None, classes=CLASSES, images="1"):
-    labels = np.eye(3, dtype=np.uint8)[np.arange(len(ids)) % 3] if labels is None else labels
-    rows = rundir.row_digests(list(ids), labels)
-    digests = {"ids": seal.crc(rows[:, 0]), "labels": seal.crc(rows[:, 1]), "images": images}
-    return {"classes": list(classes), "count": len(ids), "rows": rows, **digests}
-
-
-LABELS = np.eye(3, dtype=np.uint8)[np.arange(6) % 3]
-OTHERS = np.vstack([LABELS[:4], LABELS[:2]])
-CHANGES = {
-    "added": (dict(ids="abcdefgh"), "2 images added, 8 images instead of 6"),
-    "removed": (dict(ids="abcde"), "1 image removed, 5 images instead of 6"),
-    "reordered": (dict(ids="bacdef", labels=LABELS[[1, 0, 2, 3, 4, 5]]), "another order"),
-    "labels": (dict(labels=OTHERS), "2 images with other labels"),
-    "images": (dict(images="2"), "other bytes in the images that are sampled"),
-    "replaced": (dict(ids="abcxef", images="2"), "1 image added, 1 image removed"),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_data_that_changed_is_refused_or_accepted_and_recorded(tmp_path, change):
-    changes, words = CHANGES[change]
-    rundir.save_data_record(tmp_path, record())
-    rundir.save_data_record(tmp_path, record(ids="xyz"), part="eval")
-    assert rundir.check_data_record(tmp_path, record()) == ""
-    for _ in range(2):
-        with pytest.raises(UserError) as error:
-            rundir.check_data_record(tmp_path, record(**changes))
-        assert f"The train split has changed since the run in {tmp_path} started: {words};" in str(error.value)
-        assert "--config.data.changed=accept" in str(error.value)
-    assert rundir.check_data_record(tmp_path, record(**changes), accept=True) == words
-    assert rundir.check_data_record(tmp_path, record(**changes)) == ""
-    (accepted,) = rundir.read_json(tmp_path / "data.json")["train"]["accepted"]
-    assert accepted["what"] == words and accepted["time"].startswith("20")
-    assert rundir.check_data_record(tmp_path, record(ids="xyz"), part="eval") == ""
-
-
-@pytest.mark.parametrize(
-    ("classes", "words"),
-    [
-        (["dog", "cat", "owl"], r"its 3 classes are in another order \(class 1 was 'cat' and is 'dog'\)"),
-        (["cat", "dog"], "that one has 3 classes, not 2, with 'owl'"),
-        (["cat", "dog", "eel"], "that one has without 'eel', with 'owl'"),
-    ],
-)
-def test_other_classes_are_never_accepted(tmp_path, classes, words):
-    rundir.save_data_record(tmp_path, record())
-    with pytest.raises(UserError, match=words):
-        rundir.check_data_record(tmp_path, record(classes=classes), accept=True)
-
-
-def test_without_rows_a_change_is_noticed_though_not_counted(tmp_path):
-    assert rundir.check_data_record(tmp_path, record()) == ""  # a run of a version that kept no record
-    rundir.save_data_record(tmp_path, record())
-    (tmp_path / "data.npz").write_bytes(b"x")
-    with pytest.raises(UserError, match="started: other images or another order, other labels, 5 images instead of 6"):
-        rundir.check_data_record(tmp_path, record(ids="abcde"))
 
 
 # Paths

@@ -23,7 +23,6 @@ from mljax.config.command import Parser, guarded
 from mljax.config.overrides import overridden
 from mljax.config.reading import read_config
 from mljax.data import digests, masks, prepare, stats, unseen
-from mljax.data.files import data_folder
 from mljax.data.source import Source
 from mljax.data.splits import load
 from mljax.errors import UserError, nearest
@@ -103,9 +102,9 @@ def _stats(config: Any, args: Any) -> int:
 def _check(config: Any, args: Any) -> int:
     """Compare every image with the digest that was written of it, or write digests."""
     sources = [_source(config, split, training=kind == "train") for kind, split in _splits(config)]
-    own = config.data.get("file")  # a CSV, beside which its photos lie
-    folder = Path(own).expanduser().parent if own else data_folder(config.data.get("root"))
-    path = Path(args.out) if args.out else folder / digests.NAME
+    path = Path(args.out) if args.out else digests.place(config.data)
+    if path is None:
+        raise UserError("The data set has no folder for its digests; name their file with --out=FILE.")
     if args.write:
         digests.write(path, sources)
         print(f"{path}: digests of {sum(map(len, sources)):,} images")

@@ -22,6 +22,10 @@ TRAINED = ("epochs", "batch_size")  # keys of config.optim that the trainer read
 OPTIM = (  # keys of config.optim that every optimizer shares
     *("name", "lr", "schedule", "weight_decay", "no_decay", "groups", "clip_norm", "accumulate", *TRAINED),
 )
+OF_DATA: dict[str, tuple[str, ...]] = {  # keys of config.data for every reader -> their values, the default first
+    "digest": ("sampled", "whole", "none"),
+    "changed": ("refuse", "accept"),
+}
 GIVEN = {  # keywords of constructors that come from elsewhere
     *("split", "training", "backbone", "criterion", "meta", "dtype", "axis", "source", "steps_per_epoch"),
     *("logits", "labels", "observed", "mask"),
@@ -70,6 +74,9 @@ def check_sections(config: Config) -> dict[str, Any]:
             raise UserError(f"config.{key} is {value!r}; it must be {shown}.")
     for key, options in CHOICES.items():
         one_of(f"config.{key}", at(values, key), options)
+    for key, options in OF_DATA.items():
+        if isinstance(values["data"], Mapping) and key in values["data"]:
+            one_of(f"config.data.{key}", values["data"][key], options)
     for key, kind in SECTIONS.items():
         if key == "optim.schedule" and "schedule" not in values["optim"]:
             continue
@@ -97,7 +104,7 @@ def check_named(section: Mapping[str, Any], kind: str, where: str, words: str = 
     allowed = accepted(kind, name)
     if allowed is None:
         return
-    shared = {"optim": OPTIM, "losses": ("name", "reduction")}.get(kind, ("name",))
+    shared = {"optim": OPTIM, "losses": ("name", "reduction"), "data": ("name", *OF_DATA)}.get(kind, ("name",))
     why = smoke_hint(words, name) if name == SMOKE.get(where.removeprefix("config.")) else ""
     for key in section:
         if key not in shared:

@@ -1,61 +1,66 @@
-"""What a split was when a run began: kept with the run, and compared when it goes on or is evaluated.
+"""What a split is when a run begins: kept with the run, and compared when it goes on or is evaluated."""
 
-A record is {"classes": [..], "count": N, "rows": uint32 (N,), "images": {row: crc}}: names in label order, a checksum
-of each example's id, labels and observed labels, and one of the bytes of some images.
-"""
-
-import contextlib
 import os
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
+from mljax.data.digests import Altered, Verified
 from mljax.data.source import Files, Picked, Source
 from mljax.errors import one_of
+from mljax.rundir.data_record import DataRecord
 
 SAMPLE = 64  # images of a split that are digested
 CHOICES = ("none", "sampled", "whole")
+MOST = 1000  # images that are read to compare two splits
+ROWS = 1 << 16  # whose labels are packed at once
 
 
-def record(source: Source, images: str = "sampled") -> dict[str, Any]:
-    """The fingerprint of a split.
+def record(source: Source, images: str = "sampled") -> DataRecord:
+    """The record of a split.
 
     Args:
       images: of which images the bytes are read: "none", "sampled": `SAMPLE` of them, chosen by how many there are,
-        or "whole": all.
-    Returns:
-      {"classes": list of str, "count": int, "rows": (N) uint32, "images": {row: uint32 as int}}; what cannot be read
-      has no entry in "images".
+        or "whole": all. What cannot be read has no digest.
     Raises:
       UserError: `images` is not one of the choices.
     """
-    one_of("images", images, CHOICES)
-    return {
-        "classes": list(source.classes),
-        "count": len(source),
-        "rows": row_sums(source),
-        "images": image_sums(source, chosen(len(source), images)),
-    }
-
-
-def row_sums(source: Source) -> np.ndarray:
-    """(N) uint32: CRC-32 of each example's id, labels and observed labels; quick for a million of them."""
-    labels = np.packbits(source.labels > 0, axis=1) if source.labels.dtype == np.uint8 else source.labels
-    parts = np.ascontiguousarray(labels), np.packbits(source.observed > 0, axis=1)
-    width = sum(part[:1].nbytes for part in parts)
-    rows = np.concatenate([part.view(np.uint8) for part in parts], axis=1).tobytes()
-    crc, view = zlib.crc32, memoryview(rows)
-    return np.fromiter(
-        (
-            crc(view[start : start + width], crc(str(name).encode("utf-8", "surrogateescape")))
-            for name, start in zip(source.ids, range(0, len(source) * width, width or 1))
-        ),
-        np.uint32,
-        len(source),
+    one_of("config.data.digest", images, CHOICES)
+    return DataRecord(
+        classes=source.classes,
+        ids=id_sums(source.ids),
+        labels=row_sums(source.labels),
+        known=row_sums(source.observed, source.scored),
+        images=image_sums(source, chosen(len(source), images)),
+        names=source.ids,
     )
+
+
+def id_sums(ids: Iterable[str]) -> np.ndarray:
+    """(N) uint32: CRC-32 of each id."""
+    return np.fromiter((zlib.crc32(str(name).encode("utf-8", "surrogatepass")) for name in ids), np.uint32)
+
+
+def row_sums(*arrays: np.ndarray) -> np.ndarray:
+    """(N) uint32: CRC-32 of each row of some arrays (N l), of which bytes are taken to be 0 or 1."""
+    sums = np.empty(len(arrays[0]), np.uint32)
+    for start in range(0, len(sums), ROWS):
+        parts = [array[start : start + ROWS] for array in arrays]
+        if all((part == part[:1]).all() for part in parts):  # usual of what is known
+            sums[start : start + ROWS] = _sums([part[:1] for part in parts])
+        else:
+            sums[start : start + ROWS] = _sums(parts)
+    return sums
+
+
+def _sums(parts: list[np.ndarray]) -> np.ndarray:
+    packed = [np.packbits(part, axis=1) if part.dtype.kind in "bu" else np.ascontiguousarray(part) for part in parts]
+    rows = np.concatenate([part.view(np.uint8) for part in packed], axis=1)
+    count, width = rows.shape
+    view = memoryview(rows.tobytes())
+    return np.fromiter((zlib.crc32(view[i * width : (i + 1) * width]) for i in range(count)), np.uint32, count)
 
 
 def chosen(count: int, images: str) -> np.ndarray:
@@ -71,42 +76,83 @@ def image_sums(source: Source, rows: np.ndarray) -> dict[int, int]:
     """{row: CRC-32 of its image's bytes}, of those that can be read."""
 
     def checksum(row: int) -> int | None:
-        try:
-            image = source.read(row)
-        except OSError:
-            return None
-        return zlib.crc32(np.ascontiguousarray(image).tobytes() if isinstance(image, np.ndarray) else image)
+        content = _content(source, row)
+        return None if content is None else zlib.crc32(content)
 
     with ThreadPoolExecutor(4) as pool:
         sums = dict(zip(rows.tolist(), pool.map(checksum, rows.tolist())))
     return {row: crc for row, crc in sums.items() if crc is not None}
 
 
-def overlap(train: Source, evaluation: Source) -> int:
-    """How many examples of an evaluation split are photos of the training split too.
+def _content(source: Source, row: int) -> bytes | None:
+    """The bytes of an image, also if they are not those of its digest; None: it cannot be read."""
+    try:
+        image = source.read(row)
+    except Altered as error:
+        image = error.image
+    except OSError:
+        return None
+    return np.ascontiguousarray(image).tobytes() if isinstance(image, np.ndarray) else image
 
-    By id; and of a sample of the evaluation split by bytes, where images are files: they are compared with the training
-    files of the same length.
+
+def overlap(train: Source, evaluation: Source, trained: DataRecord, evaluated: DataRecord) -> tuple[int, int]:
+    """How many images of an evaluation split are in the training split too.
+
+    Args:
+      trained, evaluated: the records of the two.
+    Returns:
+      Those of the same id: the same file, or the same bytes (of more than `SAMPLE` other files, by a sample). And
+      others by the bytes alone, of those that the record of the evaluation has: they are compared with what the record
+      of the training split has, and with its files of the same lengths, `MOST` of them.
     """
-    known = set(map(str, train.ids))
-    shared = {row for row, name in enumerate(evaluation.ids) if str(name) in known}
-    sample = chosen(len(evaluation), "sampled")
-    mine, theirs = _lengths(evaluation, sample), _lengths(train, range(len(train)))
-    wanted = set(mine.values())
-    rows = [row for row, length in theirs.items() if length in wanted]
-    sums = set(image_sums(train, np.array(rows, np.int64)).values())
-    return len(shared | {row for row, crc in image_sums(evaluation, sample).items() if crc in sums})
+    rows = {str(name): row for row, name in enumerate(train.ids)}
+    pairs = [(row, rows[str(name)]) for row, name in enumerate(evaluation.ids) if str(name) in rows]
+    others = [pair for pair in pairs if (file := _file(evaluation, pair[0])) is None or file != _file(train, pair[1])]
+    sample = [others[i] for i in chosen(len(others), "sampled")]
+    equal = sum(_equal(evaluation, row, train, twin) for row, twin in sample)
+    named = len(pairs) - len(others) + (round(len(others) * equal / len(sample)) if sample else 0)
+    known = {row for row, _ in pairs} if named else set()
+    return named, len(_same_content(train, evaluation, trained, evaluated) - known)
+
+
+def _same_content(train: Source, evaluation: Source, trained: DataRecord, evaluated: DataRecord) -> set[int]:
+    """The rows of the evaluation's record whose images are in the training split."""
+    sums = dict(trained.images)
+    if len(sums) < len(train):
+        lengths = set(_lengths(evaluation, evaluated.images).values())
+        rows = [row for row, length in _lengths(train, range(len(train))).items() if length in lengths]
+        sums |= image_sums(train, np.array([row for row in rows if row not in sums][:MOST], np.int64))
+    places: dict[int, list[int]] = {}
+    for row, crc in sums.items():
+        places.setdefault(crc, []).append(row)
+    return {
+        row
+        for row, crc in evaluated.images.items()
+        if any(_equal(evaluation, row, train, twin) for twin in places.get(crc, ()))
+    }
+
+
+def _equal(one: Source, row: int, other: Source, twin: int) -> bool:
+    content = _content(one, row)
+    return content is not None and content == _content(other, twin)
 
 
 def _lengths(source: Source, rows: Iterable[int]) -> dict[int, int]:
     """{row: bytes of its file}, of those whose images are files that are there."""
     lengths = {}
     for row in rows:
-        read, index = source.read, int(row)
-        while isinstance(read, Picked):
-            read, index = read.read, int(read.indices[index])
-        if not isinstance(read, Files):
+        if (path := _file(source, row)) is None:
             return {}
-        with contextlib.suppress(OSError):
-            lengths[int(row)] = os.stat(read.paths[index]).st_size
+        try:
+            lengths[row] = os.stat(path).st_size
+        except OSError:
+            continue
     return lengths
+
+
+def _file(source: Source, row: int) -> str | None:
+    """The path of an image; None: it is not a file of its own."""
+    read = source.read
+    while isinstance(read, Picked | Verified):
+        read, row = read.read, int(read.indices[row]) if isinstance(read, Picked) else row
+    return read.paths[row] if isinstance(read, Files) else None

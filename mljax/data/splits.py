@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mljax.build import build
+from mljax.config.sections import OF_DATA
 from mljax.data import prepare, spml
 from mljax.data.files import Absent
 from mljax.data.source import Source, checked
@@ -17,11 +18,14 @@ def load(section: Mapping[str, Any], split: str) -> Source:
     """Build a split of a data section: `NAME`, `NAME[a:b]` (a Python slice of its order, e.g. "trainval[:-500]"), or
     `NAME[spml:train]` and `NAME[spml:val]`, the 80 and 20 % of the single-positive code.
 
+    Args:
+      section: the settings of a reader, and of `OF_DATA`, which are not the reader's.
     Raises:
       UserError: no such split, labels other than 0 and 1, or what the reader raises, with how to get absent data.
     """
     if not isinstance(split, str):
         raise UserError(f"The split {split!r} is not a name; expected one such as 'train'.")
+    section = {key: value for key, value in section.items() if key not in OF_DATA}
     try:
         return _load(section, split)
     except Absent as error:

@@ -1,6 +1,6 @@
 """A run directory: its files, checkpoints and logs."""
 
-from mljax.rundir.data_record import check_data_record, row_digests, save_data_record
+from mljax.rundir.data_record import Change, DataRecord, check_data_record, part_of, save_data_record
 from mljax.rundir.directory import (
     FREE,
     START_FILES,
@@ -22,6 +22,8 @@ from mljax.rundir.measurements import read_metrics
 __all__ = [
     "FREE",
     "START_FILES",
+    "Change",
+    "DataRecord",
     "check_data_record",
     "check_same",
     "environment",
@@ -32,11 +34,11 @@ __all__ = [
     "locked",
     "open_run",
     "opened",
+    "part_of",
     "read_arrays",
     "read_json",
     "read_metrics",
     "replacing",
-    "row_digests",
     "save_data_record",
     "save_meta",
     "unsound",

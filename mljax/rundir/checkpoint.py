@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from mljax import seal
 from mljax.errors import UserError, nearest
-from mljax.rundir import manifest, orbax, seal, step_folders, verify
+from mljax.rundir import manifest, orbax, step_folders, verify
 from mljax.rundir.verify import Damaged
 from mljax.trees import flatten, nest
 

@@ -26,6 +26,8 @@ FREE = (
     "input.workers",
     "eval.batch_size",
     "data.root",
+    "data.digest",
+    "data.changed",
     "cache.limit_gb",
 )
 # What a start writes before anything is trained; the next one writes all of it anew.

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from mljax import seal
 from mljax.cache import atomic_write
 from mljax.errors import UserError
-from mljax.rundir import seal
 
 LONGEST = 3500  # bytes of a run directory's path: the system ends at 4096, and checkpoints lie deep in it
 

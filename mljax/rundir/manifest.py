@@ -13,8 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from mljax import seal
 from mljax.errors import UserError, nearest
-from mljax.rundir import seal
 from mljax.trees import nest
 
 WEIGHTS = ("params", "variables", "ema")  # fields of TrainState that prediction needs; the others are read to train on

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mljax.rundir import seal
+from mljax import seal
 
 NAME, DAMAGED = "metrics.jsonl", "metrics.damaged.jsonl"
 log = logging.getLogger("mljax")

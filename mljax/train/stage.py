@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from mljax import experiment as experiments
 from mljax import parallel, rundir
 from mljax.data.files import some
 from mljax.data.source import Source
-from mljax.errors import OutOfMemory, UserError, exhausted
+from mljax.errors import UserError
 from mljax.experiment import Experiment
 from mljax.optim.groups import frozen_paths
 from mljax.pipeline import feature_cache, loader
@@ -21,68 +20,24 @@ from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Writer
 from mljax.scoring import Scorer
 from mljax.train import warm_start
+from mljax.train.data_check import Checked, check_data
 from mljax.train.loop import Plan
+from mljax.train.spec import StageSpec
 from mljax.train.step import create_state, make_optimizer, make_step
 from mljax.types import Config, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class StageSpec:
-    """Which stage of which run.
+class Splits:
+    """What a stage is trained on, and what it is evaluated on as it is scored.
 
     Attributes:
-      config: of the stage, checked.
-      workdir: of the run.
-      index, count: the stage, from 0, and how many stages the run has.
+      checked: against what the run keeps of them; None: they were made up.
     """
-
-    config: Config
-    workdir: Path
-    index: int = 0
-    count: int = 1
-
-    @property
-    def label(self) -> str:
-        """What its lines on the terminal start with."""
-        return f"stage {self.index + 1}/{self.count} " if self.count > 1 else ""
-
-    @property
-    def folder(self) -> Path:
-        """Its checkpoints."""
-        return self.workdir / "checkpoints" / f"{self.index}"
-
-    @property
-    def is_last(self) -> bool:
-        return self.index == self.count - 1
-
-    @property
-    def devices(self) -> list[Any]:
-        return parallel.devices_for(self.config.devices)
-
-    @contextlib.contextmanager
-    def fitting(self, section: str, labels: int | None = None) -> Iterator[None]:
-        """Memory that runs out inside is an OutOfMemory that names whose batch_size it is.
-
-        Args:
-          section: "optim" or "eval", of the config.
-          labels: how many there are, if that is known.
-        """
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not exhausted(error):
-                raise
-            config, stage = self.config, self.index + 1
-            size = config[section].batch_size
-            raise OutOfMemory(section, size, config.input.size, stage, self.count, labels) from error
-
-
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """What a stage is trained on, and what it is evaluated on as it is scored."""
 
     train: Source
     eval: Source
+    checked: Checked | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +115,8 @@ def load_splits(spec: StageSpec, writer: Writer) -> Splits:
     """Both splits of a config.
 
     Raises:
-      UserError: they cannot be read, differ in their classes, or are smaller than a batch.
+      UserError: they cannot be read, differ in their classes, are smaller than a batch, or are not what the run was
+        trained on before.
     """
     config, size = spec.config, spec.config.optim.batch_size
     train = experiments.source(config, config.splits.train, training=True)
@@ -171,8 +127,9 @@ def load_splits(spec: StageSpec, writer: Writer) -> Splits:
         raise UserError(
             f"{train.name} has {len(train)} images, fewer than a batch of {size}; lower config.optim.batch_size."
         )
-    _describe(spec, Splits(train, held_out), writer)
-    return Splits(train, held_out)
+    splits = Splits(train, held_out, check_data(spec, train, held_out, writer))
+    _describe(spec, splits, writer)
+    return splits
 
 
 def _describe(spec: StageSpec, splits: Splits, writer: Writer) -> None:
@@ -254,6 +211,8 @@ def _continued(stage: Stage, state: TrainState, tx: Any) -> TrainState:
     """The state of the checkpoint, or of the stage before; `state`, which is fresh, if there is neither."""
     spec, config = stage.spec, stage.config
     if stage.checkpoints.latest is not None:
+        if stage.splits.checked is not None:
+            stage.splits.checked.check_tables({"params": state.params, **state.variables}, stage.splits.train.name)
         state = stage.checkpoints.restore(jax.eval_shape(lambda: state), "last")
         stage.writer.line(f"{spec.label}resumed at step {int(state.step)} of {stage.plan.total}")
     elif spec.index:

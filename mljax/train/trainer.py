@@ -16,7 +16,8 @@ from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.rundir.progress import Meter, Writer
 from mljax.train import evaluation
 from mljax.train.loop import Diverged, Loop
-from mljax.train.stage import Stage, StageSpec, build, compute_cache, load_splits, make_experiment, steps_per_epoch
+from mljax.train.spec import StageSpec
+from mljax.train.stage import Stage, build, compute_cache, load_splits, make_experiment, steps_per_epoch
 from mljax.train.step import has_plateau, reduce_on_plateau
 from mljax.types import Config, TrainState
 
@@ -55,6 +56,8 @@ def run_stage(spec: StageSpec, writer: Writer) -> dict[str, Any] | None:
         epoch = steps_per_epoch(config, splits.train)
         with Checkpoints(spec.folder, keep_best_of="mAP") as checkpoints:
             stage, state = build(spec, writer, splits, experiment, checkpoints, epoch=epoch, make_cache=compute_cache)
+            if splits.checked is not None:
+                splits.checked.save()
             trainer = Trainer(stage)
             state = trainer.train(state)
             return trainer.report(state) if spec.is_last else None

@@ -20,11 +20,22 @@ from mljax.rundir.progress import Meter
 from mljax.types import TrainState
 
 IN_FLIGHT = 2  # steps that the devices have queued while the host reads the metrics of the one before
-MUST_BE_FINITE = ("loss", "grad_norm")  # metrics of a step that end the run where they are not
+LARGEST = "state/largest"  # a metric of `step.watched`: magnitudes of the new parameters and variables
+MUST_BE_FINITE = ("loss", "grad_norm", LARGEST)  # metrics of a step that end the run where they are not
 
 
 class Diverged(UserError):
-    """A loss or scores that are not finite."""
+    """A loss, a state or scores that are not finite.
+
+    Attributes:
+      batch: of the step, on the devices; None: it is not known.
+      metrics: of the step, on the host.
+      before: those of the step before; empty: none was looked at.
+    """
+
+    def __init__(self, message: str, batch: Any = None, metrics: Any = None, before: Any = None):
+        super().__init__(message)
+        self.batch, self.metrics, self.before = batch, metrics or {}, before or {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +92,8 @@ class Loop:
       hooks: between steps.
       meter: the live line and metrics.jsonl.
       pending: steps whose metrics were not read yet.
+      unchecked: steps of which nobody knows yet whether all is finite, with their batches.
+      before: what was measured of the last step that was checked.
     """
 
     plan: Plan
@@ -90,12 +103,15 @@ class Loop:
     hooks: Hooks
     meter: Meter
     pending: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+    unchecked: list[tuple[int, Any, Any]] = dataclasses.field(default_factory=list)
+    before: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def run(self, state: TrainState) -> TrainState:
         """From a state to the end of the plan.
 
         Raises:
-          Diverged: a loss that is not finite; the state is not saved.
+          Diverged: a loss, gradient, parameter or variable that is not finite; the state is not saved. It ends the run
+            before the next step if that is known by then, and else within IN_FLIGHT steps.
           Stop: after Ctrl-C or SIGTERM, once the state is saved.
         """
         plan, start = self.plan, int(state.step)
@@ -119,13 +135,25 @@ class Loop:
         return state
 
     def _dispatch(self, state: TrainState, step: int, batch: Any) -> TrainState:
-        """Queue a step; returns when no more than IN_FLIGHT are unfinished."""
+        """Queue a step; returns when no more than IN_FLIGHT are unfinished, and those that are finished are checked."""
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             state, metrics = self.step(state, batch)
         self.pending.append((step, metrics))
+        self.unchecked.append((step, metrics, batch))
         if len(self.pending) > IN_FLIGHT:
             jax.block_until_ready(self.pending[-IN_FLIGHT - 1][1]["loss"])
+        while self.unchecked and (len(self.unchecked) > IN_FLIGHT or _ready(self.unchecked[0][1])):
+            self._check()
         return state
+
+    def _check(self) -> None:
+        """Look whether all is finite of the oldest step that is not checked yet."""
+        step, metrics, _ = self.unchecked[0]
+        values = jax.device_get({name: metrics[name] for name in MUST_BE_FINITE if name in metrics})
+        if not _finite(values):
+            self._read(step + 1)
+        self.unchecked.pop(0)
+        self.before = values
 
     def _after(self, state: TrainState, done: int, leave: bool) -> tuple[TrainState, bool]:
         """What follows a step: metrics, evaluation, a save if the run is to stop. Returns whether it was saved."""
@@ -143,7 +171,7 @@ class Loop:
     def _read(self, until: int) -> None:
         """Fetch what the steps before `until` measured, a line for each `log_every` of them; later ones stay queued.
 
-        A loss that is not finite ends the run here.
+        What is not finite ends the run here.
         """
         ready = [entry for entry in self.pending if entry[0] < until]
         del self.pending[: len(ready)]
@@ -151,15 +179,29 @@ class Loop:
         good = list(itertools.takewhile(lambda entry: _finite(entry[1]), fetched))
         for _, group in itertools.groupby(good, key=lambda entry: entry[0] // self.plan.log_every):
             steps, values = zip(*group)
-            mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+            mean = {k: float(np.mean([v[k] for v in values])) for k in values[0] if k != LARGEST}
             lines.append((steps[-1] + 1, mean | {"lr": float(values[-1]["lr"])}))
         if lines:
             self.meter.update(lines, self.plan.stage)
         if len(good) < len(fetched):
             step, metrics = fetched[len(good)]
-            loss, norm = (float(metrics[k]) for k in MUST_BE_FINITE)
-            raise Diverged(f"The loss of step {step} is {loss:.4g} (gradient norm {norm:.3g}).")
+            before = fetched[len(good) - 1][1] if good else self.before
+            raise Diverged(_words(step, metrics), dict((s, b) for s, _, b in self.unchecked).get(step), metrics, before)
+        self.unchecked = [entry for entry in self.unchecked if entry[0] >= until]
+        self.before = fetched[-1][1] if fetched else self.before
 
 
 def _finite(metrics: Any) -> bool:
-    return bool(np.isfinite([metrics[k] for k in MUST_BE_FINITE]).all())
+    return all(bool(np.isfinite(metrics[name]).all()) for name in MUST_BE_FINITE if name in metrics)
+
+
+def _ready(metrics: Any) -> bool:
+    """Whether what must be finite can be looked at without waiting."""
+    return all(getattr(metrics[name], "is_ready", lambda: True)() for name in MUST_BE_FINITE if name in metrics)
+
+
+def _words(step: int, metrics: Any) -> str:
+    loss, norm = float(metrics["loss"]), float(metrics["grad_norm"])
+    if np.isfinite([loss, norm]).all():
+        return f"The state after step {step} is not finite (loss {loss:.4g}, gradient norm {norm:.3g})."
+    return f"The loss of step {step} is {loss:.4g} (gradient norm {norm:.3g})."

@@ -23,7 +23,7 @@ from mljax.train import warm_start
 from mljax.train.data_check import Checked, check_data
 from mljax.train.loop import Plan
 from mljax.train.spec import StageSpec
-from mljax.train.step import create_state, make_optimizer, make_step
+from mljax.train.step import create_state, make_optimizer, make_step, watched
 from mljax.types import Config, TrainState
 
 
@@ -190,9 +190,9 @@ def build(
         fixed = frozen_paths(variables["params"], frozen, config.optim.get("groups", ()))
         writer.model_table(variables["params"], spec.workdir, fixed)
     plan = Plan(epoch, epoch * config.optim.epochs, epoch * config.eval.every, config.log_every, spec.index)
-    compiled = parallel.compile_step(make_step(experiment, tx), config.parallel, spec.devices)
+    step, *places = parallel.compile_step(make_step(experiment, tx), config.parallel, spec.devices)
     scorer = Scorer(experiment, spec.devices)
-    stage = Stage(spec, writer, splits, experiment, plan, *compiled, scorer, checkpoints, cache)
+    stage = Stage(spec, writer, splits, experiment, plan, watched(step), *places, scorer, checkpoints, cache)
     return stage, stage.place_state(_continued(stage, state, tx))
 
 

@@ -11,6 +11,7 @@ from mljax import optim, parallel
 from mljax.config.sections import TRAINED
 from mljax.experiment import Experiment
 from mljax.optim.groups import all_groups, without_label_tables
+from mljax.train.loop import LARGEST
 from mljax.types import Config, TrainState
 
 
@@ -46,6 +47,28 @@ def create_state(variables: dict[str, Any], tx: Any, *, ema: float, seed: int) -
         ema=jax.tree.map(jnp.copy, averaged) if ema else None,
         rng=jax.random.key_data(jax.random.key(seed)),
     )
+
+
+def watched(step: Callable[[TrainState, Any], tuple[TrainState, Any]]) -> Callable[..., tuple[TrainState, Any]]:
+    """The compiled step, whose metrics have under `LARGEST` the largest magnitudes of the new state's parameters and of
+    its variables, (2); not finite where one of them is not.
+
+    That is a program of its own, which the host does not wait for: the step's program, and so its numbers, stay as they
+    are without it.
+    """
+    largest = jax.jit(lambda *trees: jnp.stack([_largest(tree) for tree in trees]))
+
+    def run(state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        state, metrics = step(state, batch)
+        mutable = {name: tree for name, tree in state.variables.items() if name != "constants"}
+        return state, {**metrics, LARGEST: largest(state.params, mutable)}
+
+    return run
+
+
+def _largest(tree: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating) and x.size]
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(x)).astype(jnp.float32) for x in floats] or [jnp.float32(0)]))
 
 
 def make_step(experiment: Experiment, tx: Any) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:

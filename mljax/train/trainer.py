@@ -12,13 +12,15 @@ from mljax import parallel, rundir, scoring
 from mljax.check import check
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
+from mljax.rundir import manifest
 from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.rundir.progress import Meter, Writer
-from mljax.train import evaluation
+from mljax.train import diagnosis, evaluation
 from mljax.train.loop import Diverged, Loop
 from mljax.train.spec import StageSpec
 from mljax.train.stage import Stage, build, compute_cache, load_splits, make_experiment, steps_per_epoch
 from mljax.train.step import has_plateau, reduce_on_plateau
+from mljax.trees import flatten
 from mljax.types import Config, TrainState
 
 
@@ -92,12 +94,8 @@ class Trainer:
                 loop = Loop(stage.plan, stage.step, stage.place, stage.batches, self, self._meter(step))
                 state = loop.run(state)
         except Diverged as error:
-            kept = stage.checkpoints.latest
-            raise Diverged(
-                f"{str(error).rstrip('.')}; training stopped and keeps"
-                f" {f'the checkpoint of step {kept}' if kept else 'no checkpoint'}."
-                " Lower config.optim.lr or set config.optim.clip_norm, in another workdir."
-            ) from error
+            kept, ids = stage.checkpoints.latest, stage.splits.train.ids
+            raise Diverged(diagnosis.sentence(error, stage.experiment, ids, kept, stage.spec.workdir)) from error
         return state
 
     def report(self, state: TrainState) -> dict[str, Any]:
@@ -132,6 +130,8 @@ class Trainer:
                 return stage.scorer.outputs(variables, source, view, stage.config, maps, entries)
 
         changed = refresh(jax.device_get(state.variables), score, epoch)
+        if path := manifest.not_finite({f"variables/{p}": np.asarray(x) for p, x in flatten(changed).items()}):
+            raise Diverged(f"{path} is not finite after the refresh before epoch {epoch}.")
         return stage.place_state(dataclasses.replace(state, variables=changed))
 
     def evaluate(self, state: TrainState, step: int, meter: Meter) -> TrainState:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mljax import predict, train
+from mljax import experiment, predict, train
+from mljax.commands import data as commands
 from mljax.errors import UserError
 from mljax.pipeline import feature_cache, loader
 from mljax.pipeline.failures import Failures
+from mljax.pipeline.images import decode
 from own_data import damage, own, photo, pictures, saved, table
 
 pytestmark = pytest.mark.usefixtures("surroundings")
@@ -137,3 +139,75 @@ def test_cached_features_skip_what_training_skips(tmp_path, monkeypatch, caplog)
     with pytest.raises(UserError, match=r"feature cache in .* cannot be written \(No space left"):
         endpoints(pictures(tmp_path / "other", 8), None)
     assert not list(cache.glob("*.partial"))
+
+
+def test_bad_images_are_counted_over_resumes_and_listed(tmp_path, capsys, caplog, monkeypatch):
+    """Each once, whichever start met it; the list is there in whatever way the run ended, and its total is said."""
+    rows = [f"{i}.png,{'cat' if i % 2 else ''},{'val' if i > 399 else 'train'}" for i in range(408)]
+    table(tmp_path / "own", rows, count=408)
+    whole = (tmp_path / "own" / "405.png").read_bytes()
+    for bad in (7, 100, 405):
+        damage(tmp_path / "own" / f"{bad}.png")
+    config, listed = own(tmp_path / "own"), tmp_path / "run" / "bad_images.txt"
+    with pytest.raises(UserError, match="405.png is truncated"):
+        train.fit(config, tmp_path / "run")
+
+    def names():
+        return [line.split("\t")[1] for line in listed.read_text().splitlines()[1:]]
+
+    assert names() == ["7.png", "100.png"] and len(caplog.records) == 2
+    (tmp_path / "own" / "405.png").write_bytes(whole)
+    photo(7).save(tmp_path / "own" / "7.png")  # repaired: it stays on the list, and does not count
+    for bad in (200, 201, 202):
+        damage(tmp_path / "own" / f"{bad}.png")
+    config.data.changed = "accept"  # photo 7 may be among the sampled ones
+    train.fit(config, tmp_path / "run")
+    assert names() == ["7.png", "100.png", "200.png", "201.png", "202.png"]
+    assert f"5 training images could not be read and were left out; see {listed}" in capsys.readouterr().err
+    assert len(caplog.records) == 5
+    (tmp_path / "run" / "report.json").unlink()
+    for bad in (300, 301):
+        damage(tmp_path / "own" / f"{bad}.png")
+    train.fit(config, tmp_path / "run")  # finished: nothing is read
+    assert len(names()) == 5
+
+
+def test_the_list_stays_where_too_many_images_end_the_first_start(tmp_path):
+    rows = [f"{i}.png,cat,{'val' if i > 39 else 'train'}" for i in range(44)]
+    table(tmp_path / "own", rows, count=44)
+    for bad in range(20, 40):
+        damage(tmp_path / "own" / f"{bad}.png")
+    config, listed = own(tmp_path / "own"), tmp_path / "run" / "bad_images.txt"
+    for _ in range(2):  # a list alone is not a run
+        with pytest.raises(UserError, match=r"of 40 training images cannot be read.*bad_images.txt lists all"):
+            train.fit(config, tmp_path / "run")
+        assert len(listed.read_text().splitlines()) >= 3
+    for repaired in range(20, 40):
+        photo(repaired).save(tmp_path / "own" / f"{repaired}.png")
+    train.fit(config, tmp_path / "run")
+    assert not listed.exists()
+
+
+def test_training_says_so_when_an_image_is_not_that_of_its_digest(tmp_path, caplog, capsys):
+    rows = [f"{i}.png,cat,{'val' if i > 39 else 'train'}" for i in range(44)]
+    table(tmp_path / "own", rows, count=44)
+    flags = ("configs/baseline.py:csv", f"--config.data.file={tmp_path}/own/labels.csv")
+    assert commands.main(["check", *flags, "--write"]) == 0
+    source = experiment.source(own(tmp_path / "own"), "train", training=True)
+    assert decode(source.read(3)).size == (40, 30)
+    photo(99).save(tmp_path / "own" / "3.png")
+    with pytest.raises(OSError, match=r"3.png is not the one that .*mljax-digests.json has the digest of; restore it"):
+        source.read(3)
+    train.fit(own(tmp_path / "own"), tmp_path / "run")
+    (record,) = caplog.records
+    assert "unreadable image 1, left out: The image 3.png is not the one that" in record.getMessage()
+    assert "3.png" in (tmp_path / "run" / "bad_images.txt").read_text()
+    part = source.subset(np.arange(2, 5), "[2:5]")  # and so of a subset, and of what its cached features are made of
+    for rows, index in ((part, 1), (part.base, 3)):
+        with pytest.raises(OSError, match="3.png is not the one"):
+            rows.read(index)
+    photo(98).save(tmp_path / "own" / "41.png")
+    with pytest.raises(UserError, match="41.png is not the one .*val is evaluated, and must be complete"):
+        train.fit(own(tmp_path / "own"), tmp_path / "other")
+    assert commands.main(["check", *flags, "--write"]) == 0
+    assert decode(experiment.source(own(tmp_path / "own"), "train", training=True).read(3)).size == (40, 30)

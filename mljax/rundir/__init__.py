@@ -2,6 +2,7 @@
 
 from mljax.rundir.data_record import Change, DataRecord, check_data_record, part_of, save_data_record
 from mljax.rundir.directory import (
+    BAD_IMAGES,
     FREE,
     START_FILES,
     check_same,
@@ -20,6 +21,7 @@ from mljax.rundir.lock import locked
 from mljax.rundir.measurements import read_metrics
 
 __all__ = [
+    "BAD_IMAGES",
     "FREE",
     "START_FILES",
     "Change",

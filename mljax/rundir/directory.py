@@ -30,6 +30,7 @@ FREE = (
     "data.changed",
     "cache.limit_gb",
 )
+BAD_IMAGES = "bad_images.txt"  # a list that stays, whatever becomes of the run
 # What a start writes before anything is trained; the next one writes all of it anew.
 START_FILES = (
     *("config.json", "env.json", "preprocessing.json", "meta.npz", "model.txt"),
@@ -151,7 +152,7 @@ def _not_world_writable() -> Iterator[None]:
 
 
 def _visible(folder: Path) -> bool:
-    return any(not p.name.startswith(".") for p in folder.iterdir())
+    return any(not p.name.startswith(".") and p.name != BAD_IMAGES for p in folder.iterdir())
 
 
 def save_meta(workdir: Path, meta: Meta, preprocessing: dict[str, Any]) -> None:

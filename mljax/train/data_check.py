@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from mljax import rundir
 from mljax.data import fingerprint
 from mljax.data.source import Source
 from mljax.errors import UserError
+from mljax.pipeline.images import ImageError, decode
 from mljax.rundir import Change, DataRecord
 from mljax.rundir.progress import Writer
 from mljax.train.spec import StageSpec
@@ -22,17 +24,29 @@ class Checked:
 
     Attributes:
       spec: of the stage.
+      sources: "train" and "eval" -> the split.
       records: "train" and "eval" -> (record, how it differs from the one that the run keeps).
     """
 
     spec: StageSpec
+    sources: Mapping[str, Source]
     records: Mapping[str, tuple[DataRecord, Change]]
 
     def save(self) -> None:
-        """Keep the records that are new, or whose changes were accepted."""
+        """Keep the records that are new, or whose changes were accepted.
+
+        Without the images of a sample that cannot be decoded: repairing them is not a change that anybody must accept.
+        """
         for kind, (record, change) in self.records.items():
-            if change.unsaved:
-                rundir.save_data_record(self.spec.workdir, rundir.part_of(kind, self.spec.index), record, change)
+            if not change.unsaved:
+                continue
+            if len(record.images) <= fingerprint.SAMPLE:
+                source = self.sources[kind]
+                with ThreadPoolExecutor(4) as pool:
+                    good = pool.map(lambda row, source=source: readable(source, row), record.images)
+                    images = {row: crc for (row, crc), fine in zip(record.images.items(), good) if fine}
+                record = dataclasses.replace(record, images=images)
+            rundir.save_data_record(self.spec.workdir, rundir.part_of(kind, self.spec.index), record, change)
 
     def check_tables(self, state: Any, name: str) -> None:
         """Refuse to go on with other rows where the state holds a row for each of them.
@@ -78,4 +92,13 @@ def check_data(spec: StageSpec, train: Source, held_out: Source, writer: Writer)
             f"{named + alike} images of {held_out.name} are in {train.name} too, so that scores are too high:"
             f" {named} by name, {alike} more by content, of {compared} that were compared"
         )
-    return Checked(spec, records)
+    return Checked(spec, {"train": train, "eval": held_out}, records)
+
+
+def readable(source: Source, row: int) -> bool:
+    """Whether training could use an image."""
+    try:
+        decode(source.read(row))
+    except (ImageError, OSError):
+        return False
+    return True

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mljax import parallel
+from mljax import parallel, rundir
 from mljax.errors import OutOfMemory, exhausted
 from mljax.types import Config
 
@@ -35,6 +35,11 @@ class StageSpec:
     def folder(self) -> Path:
         """Its checkpoints."""
         return self.workdir / "checkpoints" / f"{self.index}"
+
+    @property
+    def bad_images(self) -> Path:
+        """The list of the run's training images that cannot be read."""
+        return self.workdir / rundir.BAD_IMAGES
 
     @property
     def is_last(self) -> bool:

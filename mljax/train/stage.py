@@ -11,7 +11,7 @@ from mljax import experiment as experiments
 from mljax import parallel, rundir
 from mljax.data.files import some
 from mljax.data.source import Source
-from mljax.errors import UserError
+from mljax.errors import UserError, printable
 from mljax.experiment import Experiment
 from mljax.optim.groups import frozen_paths
 from mljax.pipeline import feature_cache, loader
@@ -20,7 +20,7 @@ from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Writer
 from mljax.scoring import Scorer
 from mljax.train import warm_start
-from mljax.train.data_check import Checked, check_data
+from mljax.train.data_check import Checked, check_data, readable
 from mljax.train.loop import Plan
 from mljax.train.spec import StageSpec
 from mljax.train.step import create_state, make_optimizer, make_step, watched
@@ -33,11 +33,13 @@ class Splits:
 
     Attributes:
       checked: against what the run keeps of them; None: they were made up.
+      failures: collects the training images that cannot be read.
     """
 
     train: Source
     eval: Source
     checked: Checked | None = None
+    failures: Failures | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Stage:
         return loader.train_batches(
             self.splits.train, self.experiment.train_transform(), batch_size=config.optim.batch_size,
             seed=config.seed + self.spec.index, start=start, steps=end, views=config.input.views,
-            threads=config.input.threads, workers=config.input.workers,
+            threads=config.input.threads, workers=config.input.workers, failures=self.splits.failures,
         )  # fmt: skip
 
 
@@ -127,9 +129,24 @@ def load_splits(spec: StageSpec, writer: Writer) -> Splits:
         raise UserError(
             f"{train.name} has {len(train)} images, fewer than a batch of {size}; lower config.optim.batch_size."
         )
-    splits = Splits(train, held_out, check_data(spec, train, held_out, writer))
+    splits = Splits(train, held_out, check_data(spec, train, held_out, writer), load_failures(spec, train))
     _describe(spec, splits, writer)
     return splits
+
+
+def load_failures(spec: StageSpec, train: Source) -> Failures:
+    """What collects the images of a training split that cannot be read, with those that the run has met before."""
+    failures = Failures(len(train), listed=spec.bad_images)
+
+    def counts(row: int, name: str) -> bool:
+        same = row < len(train) and printable(str(train.ids[row])) == name  # else of another split
+        return same and not readable(train, row)
+
+    if rundir.untouched(spec.workdir):
+        spec.bad_images.unlink(missing_ok=True)  # of a start that never came to train
+    else:
+        failures.read(spec.bad_images, counts)
+    return failures
 
 
 def _describe(spec: StageSpec, splits: Splits, writer: Writer) -> None:
@@ -241,9 +258,13 @@ def compute_cache(
         size = config.eval.batch_size
         options = {"key": key, "limit_gb": config.cache.limit_gb, "progress": show, "batch_size": size}
         views = tuple(feature_cache.view(v) for v in config.cache.train_views)
-        failures = Failures(len(splits.train))
+        failures = Failures(len(splits.train), listed=spec.bad_images)
+        if splits.failures is not None:
+            failures.bad |= splits.failures.bad
         maps = feature_cache.endpoints(splits.train, views, encode, failures=failures, **options)
         held_out = feature_cache.endpoints(splits.eval, experiment.eval_views, encode, **options)
+        if splits.failures is not None:
+            splits.failures.bad |= failures.bad
     seed, batch_size = config.seed + spec.index, config.optim.batch_size
     batches = feature_cache.CachedBatches(splits.train, maps, batch_size, seed, config.input.views, failures.bad)
     return Cache(batches, held_out)

@@ -1,7 +1,9 @@
 """From a config to a trained run: stage after stage, resumed where it was left."""
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from mljax import parallel, rundir, scoring
 from mljax.check import check
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
+from mljax.pipeline.failures import Failures
 from mljax.rundir import manifest
 from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.rundir.progress import Meter, Writer
@@ -56,13 +59,31 @@ def run_stage(spec: StageSpec, writer: Writer) -> dict[str, Any] | None:
         experiment = make_experiment(spec, splits.train)
         splits = dataclasses.replace(splits, eval=scoring.scored_split(experiment, splits.eval))
         epoch = steps_per_epoch(config, splits.train)
-        with Checkpoints(spec.folder, keep_best_of="mAP") as checkpoints:
+        with Checkpoints(spec.folder, keep_best_of="mAP") as checkpoints, listing(splits.failures, spec):
             stage, state = build(spec, writer, splits, experiment, checkpoints, epoch=epoch, make_cache=compute_cache)
             if splits.checked is not None:
                 splits.checked.save()
             trainer = Trainer(stage)
             state = trainer.train(state)
-            return trainer.report(state) if spec.is_last else None
+            report = trainer.report(state) if spec.is_last else None
+    if spec.is_last and splits.failures is not None and (bad := splits.failures.rows()):
+        were = f"{len(bad)} training images" if len(bad) > 1 else "1 training image"
+        writer.line(f"{were} could not be read and {'were' if len(bad) > 1 else 'was'} left out; see {spec.bad_images}")
+    return report
+
+
+@contextlib.contextmanager
+def listing(failures: Failures | None, spec: StageSpec) -> Iterator[None]:
+    """Write the list of images that cannot be read when a stage ends, in whatever way."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(UserError, OSError):  # the error that ends the run is the one to be said
+            if failures is not None:
+                failures.write(spec.bad_images)
+        raise
+    if failures is not None:
+        failures.write(spec.bad_images)
 
 
 class Trainer:
@@ -184,7 +205,10 @@ class Trainer:
     def _save(
         self, state: TrainState, step: int, metrics: dict[str, Any] | None, kind: str = "raw", replace: bool = False
     ) -> None:
-        meta = {"stage": self.stage.spec.index, "step": step, "kind": kind, "metrics": metrics}
+        spec, failures = self.stage.spec, self.stage.splits.failures
+        if failures is not None:
+            failures.write(spec.bad_images)
+        meta = {"stage": spec.index, "step": step, "kind": kind, "metrics": metrics}
         try:
             self.stage.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
         except NotFinite as error:

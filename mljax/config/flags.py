@@ -12,7 +12,8 @@ from mljax.errors import UserError, nearest
 FLAGS = ("--config", "--workdir", "--list", "--help")
 USAGE = """usage: python -m mljax.main --config=FILE[:WORD,WORD..] --workdir=FOLDER [--config.KEY=VALUE ..]
 
-  --config=FILE[:WORDS]   an experiment, e.g. configs/cmsg.py:voc2007,smoke (words are explained in the file)
+  --config=FILE[:WORDS]   an experiment, e.g. configs/cmsg.py:voc2007,smoke (words are explained in the file);
+                          or RUN/config.json: again what that run was trained with, in another workdir
   --workdir=FOLDER        run directory; running again resumes, or prints the table of a finished run
   --config.KEY=VALUE      override, e.g. --config.optim.epochs=3 --config.parallel=pmap
   --list                  names of systems, backbones, data sets, losses, optimizers and schedules

@@ -203,6 +203,7 @@ def test_training_says_so_when_an_image_is_not_that_of_its_digest(tmp_path, capl
     assert "unreadable image 1, left out: The image 3.png is not the one that" in record.getMessage()
     assert "3.png" in (tmp_path / "run" / "bad_images.txt").read_text()
     part = source.subset(np.arange(2, 5), "[2:5]")  # and so of a subset, and of what its cached features are made of
+    assert part.base is not None
     for rows, index in ((part, 1), (part.base, 3)):
         with pytest.raises(OSError, match="3.png is not the one"):
             rows.read(index)

@@ -71,17 +71,28 @@ def place(trained, tmp_path, monkeypatch):
     return tmp_path / "place"
 
 
+class Quiet(Writer):
+    """A writer that takes notes."""
+
+    def __init__(self, workdir):
+        super().__init__(workdir)
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
 def loaded(place, **changes):
     """What a resume does with the data before anything else: the lines that it says."""
     config = config_of()
     for key, value in changes.items():
         config.data[key] = value
     check.check(config)
-    with Writer(place / "run") as writer:
-        lines = []
-        writer.line = lines.append
+    writer = Quiet(place / "run")
+    with writer:
         splits = load_splits(StageSpec(config, place / "run"), writer)
-    return splits, lines
+    assert splits.checked is not None
+    return splits.checked, writer.lines
 
 
 def edited(which, edit):
@@ -240,10 +251,10 @@ def test_a_change_is_refused_or_accepted_and_recorded(place, change):
             loaded(place)
         assert "--config.data.changed=accept" in str(error.value) and str(place / "run") in str(error.value)
     assert kept(place) == before
-    splits, lines = loaded(place, changed="accept")
+    checked, lines = loaded(place, changed="accept")
     assert any("has changed since the run started, which was accepted: " in line for line in lines)
-    splits.checked.save()
-    splits, lines = loaded(place)
+    checked.save()
+    checked, lines = loaded(place)
     assert not any("has changed" in line for line in lines)
     listed = [
         entry for part in rundir.read_json(place / "run" / "data.json").values() for entry in part.get("accepted", ())
@@ -265,8 +276,8 @@ def test_other_classes_are_never_accepted(place, change):
 def test_data_that_did_not_change_are_taken(place, change):
     HARMLESS[change](place / "data")
     before = kept(place)
-    splits, lines = loaded(place)
-    splits.checked.save()
+    checked, lines = loaded(place)
+    checked.save()
     assert kept(place) == before and not any("changed" in line for line in lines)
 
 
@@ -274,8 +285,8 @@ def test_a_run_without_a_record_gets_one_when_it_goes_on(place):
     for name in ("data.json", "data.npz"):
         (place / "run" / name).unlink()
     edited("train", lambda r: r[::-1])(place / "data")
-    splits, _ = loaded(place)
-    splits.checked.save()
+    checked, _ = loaded(place)
+    checked.save()
     edited("train", lambda r: r[::-1])(place / "data")
     with pytest.raises(UserError, match="another order"):
         loaded(place)
@@ -286,14 +297,14 @@ def test_whole_digests_find_what_a_sample_misses(place, monkeypatch):
     monkeypatch.setattr(fingerprint, "SAMPLE", 4)
     for name in ("data.json", "data.npz"):
         (place / "run" / name).unlink()
-    loaded(place)[0].checked.save()
+    loaded(place)[0].save()
     rows = set(fingerprint.chosen(30, "sampled").tolist())
     missed = next(row for row in range(30) if row not in rows)
     original = (place / "data" / f"{missed}.png").read_bytes()
     replaced(missed)(place / "data")
     loaded(place)
     (place / "data" / f"{missed}.png").write_bytes(original)
-    loaded(place, digest="whole")[0].checked.save()
+    loaded(place, digest="whole")[0].save()
     replaced(missed)(place / "data")
     with pytest.raises(UserError, match=f"other bytes in 1 of the 30 .*'{missed}.png'"):
         loaded(place, digest="whole")
@@ -351,7 +362,9 @@ def test_later_stages_have_records_of_their_own(place):
     spec = StageSpec(second, place / "run", 1, 2)
     with Writer(place / "run") as writer:
         writer.console.quiet = True
-        load_splits(spec, writer).checked.save()
+        checked = load_splits(spec, writer).checked
+        assert checked is not None
+        checked.save()
         assert set(rundir.read_json(place / "run" / "data.json")) == {"train", "eval", "stage1.train", "stage1.eval"}
         load_splits(spec, writer)
         with second.unlocked():
@@ -362,14 +375,14 @@ def test_later_stages_have_records_of_their_own(place):
 
 def test_a_table_of_rows_does_not_go_on_with_others(place):
     edited("train", lambda r: swap(r, 0, 1))(place / "data")
-    splits, _ = loaded(place, changed="accept")
+    checked, _ = loaded(place, changed="accept")
     for state in ({"params": {"label_table": np.zeros((30, 3))}}, {"labels": {"made": np.zeros((30, 3), np.uint8)}}):
         with pytest.raises(UserError, match="another order.*holds what was learnt of each of its rows"):
-            splits.checked.check_tables(state, "own")
-    splits.checked.check_tables({"params": {"kernel": np.zeros((30, 4))}}, "own")
+            checked.check_tables(state, "own")
+    checked.check_tables({"params": {"kernel": np.zeros((30, 4))}}, "own")
     edited("train", lambda r: swap(r, 0, 1))(place / "data")
     edited("train", lambda r: flip(r, 1))(place / "data")
-    loaded(place, changed="accept")[0].checked.check_tables({"params": {"label_table": np.zeros((30, 3))}}, "own")
+    loaded(place, changed="accept")[0].check_tables({"params": {"label_table": np.zeros((30, 3))}}, "own")
 
 
 def test_train_photos_in_the_evaluation_split_are_said(place):

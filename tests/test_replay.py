@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,12 +85,9 @@ def test_other_files_are_refused(tmp_path, content):
 
 def test_a_flipped_digit_is_noticed(tmp_path):
     path = written(tmp_path, read_config("configs/cmsg.py:smoke"))
-    text = open(path).read()
-    with open(path, "w") as file:
-        file.write(text.replace('"lr": 0.003', '"lr": 0.007'))
-    with pytest.raises(
-        UserError, match=r"config.json is not a sound config.json of a run \(its content is not what was"
-    ):
+    text = Path(path).read_text()
+    Path(path).write_text(text.replace('"lr": 0.003', '"lr": 0.007'))
+    with pytest.raises(UserError, match=r"config.json of a run \(its content is not what was saved\)"):
         read_config(path)
     with pytest.raises(UserError, match="takes no words"):
         read_config(f"{path}:smoke")

@@ -64,9 +64,13 @@ def base() -> Config:
 
 def _add_data(config: Config) -> None:
     """The sections that say what is trained on, and in which form it is read."""
-    # A reader and its settings. Of every reader: digest="whole" digests the bytes of all images when training starts,
-    # "none" of none, else of 64, to notice on resume what changed; changed="accept" goes on with data that changed.
-    config.data = {"name": "scenes"}
+    config.data = ConfigDict(  # a reader and its settings; digest and changed are of every reader, and may be left out
+        {
+            "name": "scenes",
+            "digest": "sampled",  # of which images the run keeps digests, to notice changes: 64, the "whole", or "none"
+            "changed": "refuse",  # "accept" goes on with data that changed since the run started
+        }
+    )
     config.splits = {"train": "train", "eval": "test"}  # names, or slices such as "trainval[:-500]"
     config.unseen = ()  # labels that training does not have; `mljax.evaluate --labels=unseen` scores them by vectors
     config.observe = {"name": "all"}  # which labels of the training split are seen (mljax.data.observe)

@@ -70,7 +70,7 @@ def _finite_rows(batch: Mapping[str, Any], count: int) -> np.ndarray:
     return good
 
 
-def _where(names: Sequence[str], bad: np.ndarray) -> list[str]:
+def _where(names: Sequence[str], bad: Any) -> list[str]:
     return [name for name, wrong in zip(names, bad) if wrong]
 
 

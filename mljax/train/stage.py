@@ -207,9 +207,10 @@ def build(
         fixed = frozen_paths(variables["params"], frozen, config.optim.get("groups", ()))
         writer.model_table(variables["params"], spec.workdir, fixed)
     plan = Plan(epoch, epoch * config.optim.epochs, epoch * config.eval.every, config.log_every, spec.index)
-    step, *places = parallel.compile_step(make_step(experiment, tx), config.parallel, spec.devices)
+    step, place_state, place = parallel.compile_step(make_step(experiment, tx), config.parallel, spec.devices)
     scorer = Scorer(experiment, spec.devices)
-    stage = Stage(spec, writer, splits, experiment, plan, watched(step), *places, scorer, checkpoints, cache)
+    on_devices = watched(step), place_state, place
+    stage = Stage(spec, writer, splits, experiment, plan, *on_devices, scorer, checkpoints, cache)
     return stage, stage.place_state(_continued(stage, state, tx))
 
 

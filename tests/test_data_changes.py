@@ -315,15 +315,30 @@ def test_whole_digests_find_what_a_sample_misses(place, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", ["removed", "damaged"])
-def test_without_its_rows_a_change_is_noticed_though_not_counted(place, lost):
+def test_without_its_rows_a_change_is_noticed_though_not_counted(place, lost, caplog):
     path = place / "run" / "data.npz"
     path.unlink() if lost == "removed" else path.write_bytes(b"x")
-    loaded(place)
+    before = kept(place) if lost == "damaged" else []
+    checked, _ = loaded(place)
+    assert f"{path} is damaged or missing" in caplog.text
     edited("train", lambda r: flip(r, 3))(place / "data")
     with pytest.raises(UserError, match="train split.*: other labels;"):
         loaded(place)
     edited("train", lambda r: r[1:])(place / "data")
     with pytest.raises(UserError, match="other images or another order, other labels, .*29 images instead of 30"):
+        loaded(place)
+    checked.save()
+    assert path.stat().st_size > 100 and kept(place) != before
+    caplog.clear()
+    with pytest.raises(UserError, match="1 image removed"):
+        loaded(place)
+    assert not caplog.records
+
+
+def test_a_damaged_record_is_refused(place):
+    path = place / "run" / "data.json"
+    path.write_text(path.read_text().replace('"count": 30', '"count": 31'))
+    with pytest.raises(UserError, match="data.json is damaged .*; restore it, or remove it: then the data as they are"):
         loaded(place)
 
 

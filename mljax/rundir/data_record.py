@@ -1,6 +1,7 @@
 """What a run was trained and evaluated on: classes, rows and images by their digests, to notice data that changed."""
 
 import dataclasses
+import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from mljax import seal
 from mljax.errors import UserError
 from mljax.rundir.files import read_arrays, read_json, write_arrays, write_json
 
+log = logging.getLogger("mljax")
 NAME, ARRAYS = "data.json", "data.npz"
 IMAGES = ("image_rows", "image_sums")
 WORDS = {  # of a column that differs, where nobody can count the rows
@@ -85,6 +87,8 @@ def check_data_record(workdir: Path, part: str, record: DataRecord, *, accept: b
     if what := _classes_differ(old["classes"], [str(name) for name in record.classes]):
         raise UserError(f"{start}: {what}; restore the classes, or choose another --workdir.")
     kept = _arrays(workdir, part, old)
+    if kept is None:
+        log.warning("%s is damaged or missing; made again if the data are what they were.", workdir / ARRAYS)
     change = _compared(old, record) if kept is None else _counted(kept, record)
     if change.what and not accept:
         raise UserError(
@@ -117,7 +121,11 @@ def save_data_record(workdir: Path, part: str, record: DataRecord, change: Chang
 
 def _records(workdir: Path) -> dict[str, Any]:
     path = workdir / NAME
-    return read_json(path) if path.is_file() else {}
+    try:
+        return read_json(path) if path.is_file() else {}
+    except UserError as error:
+        what = str(error).partition(";")[0]
+        raise UserError(f"{what}; restore it, or remove it: then the data as they are now are recorded.") from None
 
 
 def _all_arrays(workdir: Path) -> dict[str, np.ndarray]:
@@ -158,7 +166,7 @@ def _compared(old: Mapping[str, Any], new: DataRecord) -> Change:
         words.append(f"{len(new.ids)} images instead of {old['count']}")
     elif digests["image_rows"] == old["image_rows"] and digests["image_sums"] != old["image_sums"]:
         words.append("other bytes in the images")
-    return Change(", ".join(words), digests["ids"] != old["ids"], bool(words))
+    return Change(", ".join(words), digests["ids"] != old["ids"], True)
 
 
 def _counted(old: Mapping[str, np.ndarray], new: DataRecord) -> Change:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mljax import rundir, weights
+from mljax import rundir, tracing, weights
 from mljax.build import build, find, keywords, settings
 from mljax.data import digests, unseen
 from mljax.data.observe import observe
@@ -253,7 +253,7 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
         lift = jax.vmap(lambda b: experiment.system.init(rngs, b, jnp.int32(0), method="loss"), axis_name="data")
         return jax.tree.map(lambda x: x[0], lift(jax.tree.map(lambda x: x[None], prepared)))
 
-    variables = jax.jit(init)((key, draw))
+    variables = tracing.pruned(init)((key, draw))
     config = experiment.config
     if config.weights.name is None or config.get("init"):  # that run has more than a backbone
         return variables

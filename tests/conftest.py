@@ -1,5 +1,6 @@
 """Two CPU devices, quick compilation, strict dtypes and ranks, checked shapes, a persistent compile cache."""
 
+import gc
 import importlib
 import logging
 import os
@@ -12,13 +13,16 @@ from pathlib import Path
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=2"
-    " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true",
+    " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false",  # compiles a quarter faster
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jaxtyping
 import pytest
+
+gc.set_threshold(100_000, 20, 50)  # tracing makes many objects, and few circles
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

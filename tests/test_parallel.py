@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import parallel
+from mljax import experiment, parallel
 from mljax.errors import UserError
 
 
@@ -36,17 +36,19 @@ BEGUN = {
 
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
-    found = toy.without_dropout(toy.config(name, ema=0.9))
+    found = toy.shallow(toy.without_dropout(toy.config(name, ema=0.9)))
     found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.05)  # Adam would hide a scale
     settings, memory, reached = BEGUN.get(name, ({}, None, ()))
     found.system.update(settings)
     terms = []
-    one, losses = toy.steps(found, 1, memory=memory, terms=terms)
+    run, _ = toy.assembled(found)
+    variables = jax.device_get(experiment.init_variables(run, found.seed))
+    one, losses = toy.steps(found, 1, memory=memory, terms=terms, variables=variables)
     for term in reached:
         assert terms[-1][term] > 0, term
     for kind in ("jit", "pmap"):
         found.parallel = kind
-        two, other = toy.steps(found, 2, memory=memory)
+        two, other = toy.steps(found, 2, memory=memory, variables=variables)
         np.testing.assert_allclose(other, losses, rtol=1e-4)
         for part in ("params", "variables", "ema"):
             expected, got = toy.flat(getattr(one, part)), toy.flat(getattr(two, part))

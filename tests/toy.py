@@ -175,6 +175,18 @@ def without_dropout(found: Any) -> Any:
     return found
 
 
+def shallow(found: Any) -> Any:
+    """One layer of each kind, on the first block of the backbone: what is compiled is small, and every part is there."""
+    for section in (found.system, found.system.get("net", {})):
+        for key in ("layers", "saa_layers", "encoder_layers", "decoder_layers", "token_layers", "steps"):
+            if key in section:
+                section[key] = min(section[key], 1)
+    several = len(found.backbone.get("endpoints", ())) > 1
+    found.backbone.endpoints = ("4", "8") if several else ("4",)
+    found.input.size = 32
+    return found
+
+
 def assembled(found: Any) -> tuple[experiment.Experiment, Any]:
     """The experiment of a config and its training source."""
     source = experiment.source(found, found.splits.train, training=True)
@@ -188,15 +200,21 @@ def batches(found: Any, source: Any, run: experiment.Experiment, steps: int) -> 
 
 
 def steps(
-    found: Any, devices: int, count: int = 3, memory: Any = None, terms: list[Any] | None = None
+    found: Any,
+    devices: int,
+    count: int = 3,
+    memory: Any = None,
+    terms: list[Any] | None = None,
+    variables: Any = None,
 ) -> tuple[Any, list[float]]:
     """The state after a few steps on so many simulated devices, as host arrays, and the losses.
 
     Args:
       memory: changes variables["memory"] before the first step. terms: takes the metrics of every step.
+      variables: to start from; else the config's own.
     """
     run, source = assembled(found)
-    variables = experiment.init_variables(run, found.seed)
+    variables = experiment.init_variables(run, found.seed) if variables is None else variables
     if memory is not None:
         variables = {**variables, "memory": memory(dict(variables["memory"]))}
     tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)

@@ -93,7 +93,8 @@ class Transformer(nn.Module):
         for i in range(self.layers):
             layer = AttentionLayer(
                 heads=self.heads, width=self.width, hidden=self.ffn, dropout=self.dropout, activation="gelu",
-                combine=combine, dtype=self.dtype, initial=self.initial, name=f"layer_{i}",
+                combine=combine, dtype=self.dtype, initial=self.initial, examples=int(self.attend == "batch"),
+                name=f"layer_{i}",
             )  # fmt: skip
             scales = [self._attend(layer, x, train) for x in scales]
         return scales

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mljax import metrics, parallel, rundir
+from mljax import interrupt, metrics, parallel, rundir
 from mljax.build import find
 from mljax.data.source import Source
 from mljax.experiment import Experiment
@@ -22,9 +22,14 @@ log = logging.getLogger("mljax")
 
 
 def delayed(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
-    """The items, each once `depth` more were asked for: devices have them queued while the host fetches results."""
+    """The items, each once `depth` more were asked for: devices have them queued while the host fetches results.
+
+    Raises:
+      Stop: a signal came, and the trainer can save what it has.
+    """
     waiting = collections.deque[Any]()
     for item in items:
+        interrupt.check()
         waiting.append(item)
         if len(waiting) > depth:
             yield waiting.popleft()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from mljax import interrupt
 from mljax.cache import setup_jax
 from mljax.config.flags import split_overrides
 from mljax.errors import UserError, exhausted, nearest
@@ -40,7 +41,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command: an error that a user can correct is one line on stderr, and exit status 2."""
+    """Run a command; returns its exit status.
+
+    0: it did what it says. 2: an error that a user can correct, which is one line on stderr. 130 and 143: stopped by
+    Ctrl-C or SIGTERM.
+    """
+    interrupt.watch()
+    return interrupt.leave(_run(run))
+
+
+def _run(run: Callable[[], int]) -> int:
     log = logging.getLogger("mljax")
     log.handlers, log.propagate = [logging.lastResort or logging.NullHandler()], False  # plain lines
     try:
@@ -55,6 +65,9 @@ def guarded(run: Callable[[], int]) -> int:
         hint = "take smaller batches (config.eval.batch_size in a run's directory, --batch of a benchmark) or images"
         print(f"mljax: The memory is full; {hint}.", file=sys.stderr)
         return 2
+    except interrupt.Stop as stop:
+        print(f"mljax: {stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("mljax: stopped", file=sys.stderr)
         return 130
@@ -62,3 +75,6 @@ def guarded(run: Callable[[], int]) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except BaseException:
+        interrupt.wait_if_ending()
+        raise

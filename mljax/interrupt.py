@@ -31,7 +31,7 @@ UNASKED = 2.0  # seconds that the main thread has to end a process with nothing 
 GRACE = 5.0  # seconds, besides ten steps, until a loop asks; then the watcher saves and ends the process
 SAVING = 600.0  # seconds that saving may take: 100 GB at 200 MB/s, and some
 CLEANING = 60.0  # seconds that callbacks may take; children of a sweep save within them
-EXIT = 15.0  # seconds that Python may take to end, which waits for threads of others
+EXIT = 8.0  # seconds that leaving may take once all is saved: Python waits for threads of others
 
 
 class Stop(Exception):
@@ -39,7 +39,8 @@ class Stop(Exception):
 
     def __init__(self, message: str = "stopped", number: int | None = None):
         super().__init__(message)
-        self.status = 128 + (number or _number() or signal.SIGINT)
+        self.status = 128 + (number or _signals.number or signal.SIGINT)
+        _signals.leaving = time.monotonic()
 
 
 class Signals:
@@ -50,7 +51,8 @@ class Signals:
       unsaved: whether ending now would lose anything.
       slowest: seconds of the slowest step so far.
       rescue: saves everything from another thread; None where that is not possible.
-      saving: since when the main thread saves; None: it does not.
+      saving: since when something is being saved; None: nothing is.
+      leaving: since when a Stop unwinds the main thread.
     """
 
     def __init__(self) -> None:
@@ -59,6 +61,7 @@ class Signals:
         self.unsaved, self.slowest = False, 0.0
         self.rescue: Callable[[], object] | None = None
         self.saving: float | None = None
+        self.leaving: float | None = None
         self.rescued: threading.Thread | None = None
         self.lock = threading.Lock()
 
@@ -173,6 +176,8 @@ def _overdue() -> bool:
     signals, now = _signals, time.monotonic()
     if signals.insists:
         return True
+    if signals.leaving is not None and signals.saving is None:
+        return now - signals.leaving > EXIT
     if not signals.unsaved:
         return now - signals.times[0] > UNASKED
     if signals.saving is not None:
@@ -221,10 +226,6 @@ def _forget() -> None:
 def _write(text: bytes) -> None:
     with contextlib.suppress(OSError):
         os.write(2, text)
-
-
-def _number() -> int | None:
-    return _signals.number
 
 
 # --- what others say --------------------------------------------------------------------------------------------------

@@ -126,6 +126,7 @@ class Patient:
     def close(self) -> None:
         """Close the iterator, if it has `close`; one that hangs is left to the end of the process."""
         close = getattr(self.iterator, "close", lambda: None)
+        self.iterator = iter(())  # nothing of it is left for the end of Python, when its modules are gone
         if not self._helper.busy:
             close()
             return

@@ -124,26 +124,40 @@ def leftovers(tmp_path):
     return [*os.listdir(tmp_path / "tmp"), *(n for n in names if n.startswith(".") or "tmp" in n)]
 
 
+# Signals itself when a module is imported.
+WHEN_IMPORTED = """
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Finder())
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "module, flags",
-    [
-        ("mljax.main", ["--config=configs/cmsg.py:smoke"]),
-        ("mljax.evaluate", []),
-        ("mljax.predict", ["x.jpg"]),
-        ("mljax.data", ["stats", "configs/cmsg.py:smoke"]),
-        ("mljax.weights", ["list"]),
-        ("mljax.analyze", []),
-        ("mljax.bench", []),
-        ("mljax.sweep", []),
-    ],
-)
-def test_while_it_starts(tmp_path, module, flags):
-    for number, delay in ((signal.SIGTERM, 0.15), (signal.SIGINT, 0.3)):
-        process = started(tmp_path, *flags, f"--workdir={tmp_path / 'run'}", module=module)
-        time.sleep(delay)
-        assert ended(process, number, within=5) == ["mljax: stopped"]
+@pytest.mark.parametrize("module", ["main", "evaluate", "predict", "data", "weights", "analyze", "bench", "sweep"])
+def test_while_it_starts(tmp_path, module):
+    flags = [f"--workdir={tmp_path / 'run'}", "--config=configs/cmsg.py:smoke"]
+    numbers = (signal.SIGTERM, signal.SIGINT) if module == "main" else (signal.SIGTERM,)
+    for number, name in zip(numbers, ("jax", "mljax.errors")):
+        lines = WHEN_IMPORTED.format(name=name if module in ("main", "predict") else "mljax.cache", number=int(number))
+        process = started(tmp_path, *flags, module=f"mljax.{module}", lines=lines)
+        _, text = process.communicate(timeout=60)
+        assert (process.returncode, text) == (128 + number, "mljax: stopped\n")
         assert not (tmp_path / "run").exists() and not leftovers(tmp_path)
+
+
+def test_from_the_first_line_on(tmp_path):
+    process = started(tmp_path, "--list")
+    while process.poll() is None and not handles(process.pid):
+        time.sleep(0.001)
+    assert ended(process, signal.SIGTERM, within=5) == ["mljax: stopped"]
+
+
+def handles(pid):
+    """Whether a process has a handler of SIGTERM."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("SigCgt:")[2].split()[0], 16) >> (signal.SIGTERM - 1) & 1
 
 
 @pytest.mark.slow
@@ -215,10 +229,8 @@ def test_a_sweep_ends_its_runs(tmp_path):
     flags = ("--config=configs/baseline.py:smoke", f"--workdir={tmp_path / 'all'}", "--config.optim.epochs=500")
     process = started(tmp_path, *flags, module="mljax.sweep")
     wait_for(process, "an epoch")
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    others = {
-        int(p) for task in Path(f"/proc/{process.pid}/task").iterdir() for p in (task / "children").read_text().split()
-    }
-    assert others | set(map(int, children))
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    runs = {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    assert runs
     ended(process, signal.SIGTERM, within=60)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in others)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in runs)

@@ -7,10 +7,18 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Printed as one line, without a traceback, by every command of mljax; control characters are escaped."""
+    """Printed as one line, without a traceback, by every command of mljax.
+
+    Control characters are escaped, line ends among them, and words that fill a terminal are shortened.
+    """
 
     def __init__(self, message: str = ""):
-        super().__init__("\n".join(map(printable, str(message).split("\n"))))
+        text = _INDENTED.sub(" ", str(message))
+        super().__init__(printable(_ENDLESS.sub(r"\1..\2", text)))
+
+
+_INDENTED = re.compile(r"\n +")  # in the repr of nested dicts
+_ENDLESS = re.compile(r"(\S{200})\S{200,}(\S{40})")
 
 
 def printable(text: str) -> str:

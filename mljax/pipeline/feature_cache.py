@@ -54,7 +54,8 @@ class View:
 
 def view(text: str) -> View:
     """Parse `SIZE[:flip][:crop]`."""
-    match = re.fullmatch(r"(\d+)(:flip)?(?::(tl|tr|bl|br|c)(\d\d))?", text)
+    text = str(text)  # of a config: 320
+    match = re.fullmatch(r"([1-9]\d{0,4})(:flip)?(?::(tl|tr|bl|br|c)(\d\d))?", text, flags=re.ASCII)
     if not match:
         raise UserError(f"The view {text!r} is not SIZE[:flip][:tl|tr|bl|br|c PERCENT], e.g. '320:flip' or '448:c80'.")
     size, flip, corner, share = match.groups()

@@ -150,7 +150,7 @@ class TDRG(nn.Module):
         one_of("config.system.attend", self.attend, ("image", "batch", "alone"))
         one_of("config.system.initial", self.initial, INITS)
         if self.backbone is not None:
-            last_two(dict.fromkeys(getattr(self.backbone, "endpoints", ())))
+            last_two(dict.fromkeys(map(str, getattr(self.backbone, "endpoints", ()))))
         super().__post_init__()
 
     @nn.compact

@@ -1,6 +1,7 @@
 """Errors that a user can cause: one sentence that says what is wrong, where, and what to do."""
 
 import difflib
+import errno
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -30,7 +31,19 @@ def printable(text: str) -> str:
     )  # a lone surrogate, of a file name that is not UTF-8, is among them
 
 
+def printable_lines(text: str) -> str:
+    """A text of several lines, each of them `printable`; tabs stay."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
+
+
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def remedy(code: int | None, otherwise: str) -> str:
+    """What to do about a failed write: `otherwise`, unless it is the number of open files."""
+    return "raise the limit of open files (ulimit -n)" if code in (errno.EMFILE, errno.ENFILE) else otherwise
 
 
 class OutOfMemory(UserError):

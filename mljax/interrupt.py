@@ -9,12 +9,14 @@ Outside of commands, in a notebook or a test, handlers are set within `interrupt
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -197,7 +199,7 @@ def end(number: int) -> NoReturn:
     """End the process: remove what is temporary, and leave without another word of anyone."""
     if not _ending.acquire(blocking=False):
         _park()
-    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    hush()
     threading.Thread(target=lambda: (time.sleep(CLEANING), os._exit(128 + number)), daemon=True).start()
     for callback in reversed(list(_cleaning.values())):
         with contextlib.suppress(Exception):
@@ -211,6 +213,15 @@ def end(number: int) -> NoReturn:
         _write(b"\x1b[?25h\n")  # a live line hides the cursor
     _write(STOPPED)
     os._exit(128 + number)
+
+
+def hush() -> None:
+    """Everything was said: no word of what others find while Python ends, such as tasks that were never awaited."""
+    if not _command:
+        return
+    sys.excepthook = sys.unraisablehook = threading.excepthook = lambda *_: None
+    warnings.simplefilter("ignore")
+    logging.disable()
 
 
 def _park() -> NoReturn:

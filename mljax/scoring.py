@@ -14,6 +14,7 @@ import numpy as np
 from mljax import interrupt, metrics, parallel, rundir
 from mljax.build import find
 from mljax.data.source import Source
+from mljax.errors import printable
 from mljax.experiment import Experiment
 from mljax.pipeline import feature_cache, loader
 from mljax.types import Config
@@ -191,7 +192,7 @@ def table(report: Mapping[str, Any]) -> str:
 
     Behind the mAP stands the definition of average precision, `config.eval.definition`.
     """
-    values, aps = report["metrics"], report["per_class_AP"]
+    values, aps = report["metrics"], {printable(name): ap for name, ap in report["per_class_AP"].items()}
     width = max(map(len, aps), default=5)
     columns = max(1, min(4, 80 // (width + 9)))
     rows = -(-len(aps) // columns)

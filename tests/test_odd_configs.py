@@ -87,7 +87,7 @@ def test_random_overrides(name):
         ("system", "3", "'system' is a section; set its keys one by one, e.g. --config.system.name=3"),
         ("backbone", "[1]", "'backbone' is a section"),
         ("backbone.name", "3", "There is no '3' among the backbones"),
-        ("optim.groups", "{'a':1}", r"config.optim.groups has the entry \{'a': 1\}; expected \(pattern"),
+        ("optim.groups", "({'a':1},)", r"config.optim.groups has the entry \{'a': 1\}; expected \(pattern"),
         ("optim.groups", "(('a',{'lr':'x'}),)", "has lr='x'; it must be at least 0"),
         ("loss.clip", "none", "config.loss .'asl'. has clip=None; it must be a number"),
         ("cache.eval_views", "1" * 5000, "The view '1+..1+' is not SIZE"),
@@ -114,7 +114,7 @@ def test_paths_that_no_system_takes(refused, tmp_path):
             main = staticmethod(failing)
 
         assert says in refused(Command)
-    assert "NUL" in refused(type("Command", (), {"main": staticmethod(lambda _: open("a\0b"))}))
+    assert "NUL" in refused(type("Command", (), {"main": staticmethod(lambda _: os.stat("a\0b"))}))
 
 
 HOSTILE = "\x1b[31mdog\x07 \u202e[/red] $x$"

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,6 +61,10 @@ def split(read, count=12):
     )  # fmt: skip
 
 
+def close(batches: Any) -> None:
+    batches.close()
+
+
 def whole(image, rng):
     return np.asarray(image)
 
@@ -93,7 +98,7 @@ def test_training_and_evaluation_stop_at_such_an_image(fifo, monkeypatch, option
     began = time.monotonic()
     with pytest.raises(UserError, match="dead.jpg has not ended after 0.3 s"):
         list(batches)
-    batches.close()
+    close(batches)
     with pytest.raises(UserError, match="dead.jpg has not ended after 0.3 s"):
         list(loader.eval_batches(source, whole, batch_size=4, **options))
     assert time.monotonic() - began < 5 and not failures.bad
@@ -104,7 +109,7 @@ def test_a_worker_process_says_so_too(fifo):
     batches = loader.train_batches(split(Hanging(fifo, 5)), whole, batch_size=4, seed=0, start=0, steps=3, workers=1)
     with pytest.raises(UserError, match="dead.jpg has not ended after 0.3 s"):
         list(batches)
-    batches.close()
+    close(batches)
 
 
 def endless(event):

@@ -114,6 +114,9 @@ class Printable:
     def write(self, text: str) -> int:
         return self.stream.write(printable_lines(text))
 
+    def flush(self) -> None:
+        self.stream.flush()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 

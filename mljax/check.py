@@ -16,7 +16,7 @@ from mljax.config.sections import GIVEN, SMOKE, TRAINED, WORDS, check_sections, 
 from mljax.data import observe
 from mljax.errors import UserError, nearest, one_of
 from mljax.layers import ACTIVATIONS
-from mljax.losses.criterion import Criterion
+from mljax.losses.criterion import BATCH_LOSSES, Criterion
 from mljax.metrics import DEFINITIONS
 from mljax.optim import schedules
 from mljax.optim.groups import check_group
@@ -76,7 +76,7 @@ def _optim(section: Mapping[str, Any]) -> None:
 
 
 def _loss(section: Mapping[str, Any]) -> None:
-    known = keywords(find("losses", section["name"]))
+    known = keywords(BATCH_LOSSES.get(section["name"]) or find("losses", section["name"]))
     _values({k: v for k, v in section.items() if k in known}, known, f"config.loss ({section['name']!r})")
 
 

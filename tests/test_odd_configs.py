@@ -17,7 +17,7 @@ from mljax.errors import UserError, printable_lines
 
 KEYS = (
     *("__init__", "__class__", "__dict__", "_fields", "", ".", "..", "a b", "é", "\x1b[31m", "name.name", "0", "[0]"),
-    *(
+    *(  # of a ConfigDict, and of stages
         "keys",
         "items",
         "get",

@@ -14,6 +14,10 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from mljax import interrupt
+
+interrupt.install()  # where this is a command: from its first line on
+
 __version__ = "0.1.0"
 
 _FUNCTIONS = {

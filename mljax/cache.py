@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mljax.errors import UserError
+from mljax.interrupt import remove_at_end
 
 LIMIT = 2 * 2**30  # bytes of compiled programs
 
@@ -63,8 +64,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` that takes its place at the end; an error leaves nothing behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with remove_at_end(temporary):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -16,15 +16,16 @@ from mljax.config.sections import GIVEN, OF_DATA, SMOKE, TRAINED, WORDS, check_s
 from mljax.data import observe
 from mljax.errors import UserError, nearest, one_of
 from mljax.layers import ACTIVATIONS
-from mljax.losses.criterion import Criterion
+from mljax.losses.criterion import BATCH_LOSSES, Criterion
 from mljax.metrics import DEFINITIONS
 from mljax.optim import schedules
+from mljax.optim.groups import check_group
 from mljax.optim.optimizer import check_ranges, optimizer, rule
 from mljax.pipeline import feature_cache, transforms
 from mljax.types import Config
 
 SIZES: dict[str, tuple[int, float]] = {  # of settings that systems and backbones share: least value, and bound
-    r"(^|_)layers$": (0, math.inf),
+    r"(^|_)layers$": (0, 1000),
     r"(^|_)(width|heads|ffn|hidden)$": (1, math.inf),
     r"^(dropout|drop_path)$": (0, 1),
 }
@@ -51,6 +52,7 @@ def check(config: Config) -> None:
         raise UserError(f"config.weights.name is {values['weights']['name']!r}; it must be a record's name or a file.")
     _pixels(values["weights"])
     Criterion.from_config(values["loss"])
+    _loss(values["loss"])
     settings(transforms.train, values["input"]["train"], "config.input.train", size=values["input"]["size"])
     settings(transforms.evaluate, values["input"]["eval"], "config.input.eval", size=values["input"]["size"])
     for text in (*values["cache"]["train_views"], *values["cache"]["eval_views"]):
@@ -64,12 +66,19 @@ def _optim(section: Mapping[str, Any]) -> None:
     where = f"config.optim ({section.get('name', 'adam')!r})"
     _values({k: v for k, v in section.items() if k not in (*TRAINED, "name", "schedule")}, known, where)
     check_ranges(section)
+    for group in section.get("groups", ()):
+        check_group(group)
     constructor(None, **own)
     schedule = section.get("schedule", schedules.DEFAULT)
     constructor, own = schedules.chosen(schedule)
     _values(own, keywords(constructor), f"{schedules.WHERE} ({schedule['name']!r})")
     epoch = 1000 * section.get("accumulate", 1)  # batches: any number shows whether the schedule is long enough
     constructor(schedules.Steps(section.get("lr", 1.0), epoch * section["epochs"], epoch), **own)
+
+
+def _loss(section: Mapping[str, Any]) -> None:
+    known = keywords(BATCH_LOSSES.get(section["name"]) or find("losses", section["name"]))
+    _values({k: v for k, v in section.items() if k in known}, known, f"config.loss ({section['name']!r})")
 
 
 def _pixels(section: Mapping[str, Any]) -> None:

@@ -1,16 +1,25 @@
 """Errors that a user can cause: one sentence that says what is wrong, where, and what to do."""
 
 import difflib
+import errno
 import re
 import unicodedata
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Printed as one line, without a traceback, by every command of mljax; control characters are escaped."""
+    """Printed as one line, without a traceback, by every command of mljax.
+
+    Control characters are escaped, line ends among them, and words that fill a terminal are shortened.
+    """
 
     def __init__(self, message: str = ""):
-        super().__init__("\n".join(map(printable, str(message).split("\n"))))
+        text = _INDENTED.sub(" ", str(message))
+        super().__init__(printable(_ENDLESS.sub(r"\1..\2", text)))
+
+
+_INDENTED = re.compile(r"\n +")  # in the repr of nested dicts
+_ENDLESS = re.compile(r"(\S{200})\S{200,}(\S{40})")
 
 
 def printable(text: str) -> str:
@@ -22,7 +31,19 @@ def printable(text: str) -> str:
     )  # a lone surrogate, of a file name that is not UTF-8, is among them
 
 
+def printable_lines(text: str) -> str:
+    """A text of several lines, each of them `printable`; tabs stay."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text)
+
+
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+
+def remedy(code: int | None, otherwise: str) -> str:
+    """What to do about a failed write: `otherwise`, unless it is the number of open files."""
+    return "raise the limit of open files (ulimit -n)" if code in (errno.EMFILE, errno.ENFILE) else otherwise
 
 
 class OutOfMemory(UserError):

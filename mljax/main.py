@@ -27,13 +27,10 @@ def main(argv: list[str] | None = None) -> int:
         if name not in flags:
             raise UserError(f"The flag --{name} is missing; see --help.")
     config = configured(flags)
-    from mljax.train import Stop, fit  # imports jax, which takes longer than to find most mistakes
+    from mljax.train import fit  # imports jax, which takes longer than to find most mistakes
 
     try:
         fit(config, Path(flags["workdir"]))
-    except Stop as stop:
-        print(f"mljax: {stop}", file=sys.stderr)
-        return 130
     except OutOfMemory as full:
         raise UserError(f"{full.what}; the largest that does is found by: {_search(flags, config, full)}") from None
     return 0

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Int
 
 from mljax.errors import UserError, one_of
 
@@ -31,6 +33,15 @@ def psum(tree: Any, axis: str | None) -> Any:
 def all_gather(x: Any, axis: str | None) -> Any:
     """(b ..) on every device -> (devices*b ..) of all; the identity when arrays are global (axis None)."""
     return x if axis is None else jax.lax.all_gather(x, axis, tiled=True)
+
+
+def places(count: int) -> Int[Array, "b"]:
+    """Where the `count` examples of this device stand in the global batch; 0, 1, .. when arrays are global."""
+    try:
+        first = jax.lax.axis_index(AXIS) * count
+    except NameError:  # no such axis: not under pmap
+        first = 0
+    return first + jnp.arange(count)
 
 
 def axis_of(parallel: str) -> str | None:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mljax import metrics, parallel, rundir
+from mljax import interrupt, metrics, parallel, rundir
 from mljax.build import find
 from mljax.data.source import Source
+from mljax.errors import printable
 from mljax.experiment import Experiment
 from mljax.pipeline import feature_cache, loader
 from mljax.types import Config
@@ -22,9 +23,14 @@ log = logging.getLogger("mljax")
 
 
 def delayed(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
-    """The items, each once `depth` more were asked for: devices have them queued while the host fetches results."""
+    """The items, each once `depth` more were asked for: devices have them queued while the host fetches results.
+
+    Raises:
+      Stop: a signal came, and the trainer can save what it has.
+    """
     waiting = collections.deque[Any]()
     for item in items:
+        interrupt.check()
         waiting.append(item)
         if len(waiting) > depth:
             yield waiting.popleft()
@@ -190,7 +196,7 @@ def table(report: Mapping[str, Any]) -> str:
 
     Behind the mAP stands the definition of average precision, `config.eval.definition`.
     """
-    values, aps = report["metrics"], report["per_class_AP"]
+    values, aps = report["metrics"], {printable(name): ap for name, ap in report["per_class_AP"].items()}
     width = max(map(len, aps), default=5)
     columns = max(1, min(4, 80 // (width + 9)))
     rows = -(-len(aps) // columns)

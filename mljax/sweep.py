@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mljax import interrupt
 from mljax.check import check
 from mljax.config import flags
 from mljax.config.command import Parser, guarded
@@ -152,7 +153,15 @@ def run(job: Job, workdir: Path, extra: list[tuple[str, str]], split: str = "") 
 
 def _call(module: str, path: Path, *flags: str) -> None:
     command = [sys.executable, "-m", f"mljax.{module}", f"--workdir={path}", *flags]
-    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def stop() -> None:  # it saves first
+        process.terminate()
+        process.wait()
+
+    with interrupt.cleaning(stop):
+        code = process.wait()
+    if code:
         raise UserError(
             f"The run in {path} ended with status {code}; correct the error above and run the same command again."
         )

@@ -11,8 +11,8 @@ from jax.extend import core
 def pruned(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function that is traced, then evaluated op by op without the ops that its result does not need.
 
-    Meant for flax's `init`: of the hundreds of ops of a forward pass, only those that draw variables are left. Op by op,
-    a shape that many layers share is compiled once for all of them; `jax.jit(init)` compiles every layer's draw anew.
+    Meant for flax's `init`: of the hundreds of ops of a forward pass, only those that draw variables stay. Op by op, a
+    shape that many layers share is compiled once for all of them; `jax.jit(init)` compiles every layer's draw anew.
     """
 
     def evaluated(*args: Any) -> Any:

@@ -12,6 +12,7 @@ from flax import traverse_util
 import weight_states
 from conftest import golden_file
 from mljax.backbones import _transformer, swin
+from mljax.layers import DropPath
 
 GOLDEN = dict(width=8, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4)
 TINY = weight_states.SWIN
@@ -161,7 +162,7 @@ def test_frozen_stages_get_no_gradient(frozen):
 
 def test_drop_path_drops_whole_images():
     x = jnp.ones((4000, 2, 2, 1))
-    drop = _transformer.DropPath(0.25)
+    drop = DropPath(0.25)
     out = np.asarray(drop.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
     kept = out[:, 0, 0, 0] > 0
     np.testing.assert_allclose(out[kept], 4 / 3, rtol=1e-6)

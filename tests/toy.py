@@ -176,7 +176,7 @@ def without_dropout(found: Any) -> Any:
 
 
 def shallow(found: Any) -> Any:
-    """One layer of each kind, on the first block of the backbone: what is compiled is small, and every part is there."""
+    """One layer of each kind, on the first block of the backbone: every part, and little to compile."""
     for section in (found.system, found.system.get("net", {})):
         for key in ("layers", "saa_layers", "encoder_layers", "decoder_layers", "token_layers", "steps"):
             if key in section:

@@ -34,19 +34,6 @@ class LayerNorm(nn.Module):
         return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drop the branch of whole images (Huang et al. 2016), scaled by 1/(1-rate). Rng "dropout"."""
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b *rest"], train: bool) -> Float[Array, "b *rest"]:
-        if not train or self.rate == 0.0:
-            return x
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
-
-
 class Mlp(nn.Module):
     """A linear layer to 4d, the activation, a linear layer back to d."""
 

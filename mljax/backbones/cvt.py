@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 from mljax.backbones import _common, _transformer
 from mljax.backbones._common import Endpoints, Image
 from mljax.backbones._cvt_weights import convert
-from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp
+from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, LayerNorm, Mlp
 from mljax.convolution import BatchNorm, Conv
 from mljax.errors import one_of
+from mljax.layers import DropPath
 from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3")

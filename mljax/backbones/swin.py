@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from mljax.backbones import _common, _transformer
 from mljax.backbones._common import Endpoints, Image
 from mljax.backbones._swin_weights import adapt, convert
-from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, LayerNorm, Mlp, gelu
+from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, LayerNorm, Mlp, gelu
 from mljax.convolution import Conv
+from mljax.layers import DropPath
 from mljax.types import ArrayLike
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")

@@ -19,9 +19,10 @@ from jaxtyping import Array, Float
 
 from mljax.backbones import _common, _transformer
 from mljax.backbones._common import Endpoints, Image
-from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, DropPath, Mlp, gelu
+from mljax.backbones._transformer import SMALL_NORMAL, TORCH_CONV, Mlp, gelu
 from mljax.convolution import Conv
 from mljax.errors import UserError
+from mljax.layers import DropPath
 from mljax.trees import nest
 from mljax.types import ArrayLike
 

@@ -2,15 +2,18 @@
 
 import argparse
 import contextlib
+import copy
+import errno
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+from mljax import interrupt
 from mljax.cache import setup_jax
 from mljax.config.flags import split_overrides
-from mljax.errors import UserError, exhausted, nearest
+from mljax.errors import UserError, exhausted, nearest, printable, printable_lines
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,25 +43,118 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(run: Callable[[], int]) -> int:
-    """Run a command: an error that a user can correct is one line on stderr, and exit status 2."""
+    """Run a command; returns its exit status.
+
+    0: it did what it says. 2: an error that a user can correct, which is one line on stderr. 130 and 143: stopped by
+    Ctrl-C or SIGTERM.
+    """
+    interrupt.watch()
+    return interrupt.leave(_run(run))
+
+
+def _run(run: Callable[[], int]) -> int:
     log = logging.getLogger("mljax")
-    log.handlers, log.propagate = [logging.lastResort or logging.NullHandler()], False  # plain lines
+    log.handlers, log.propagate = [_handler()], False
     try:
-        setup_jax()
-        return run()
+        with contextlib.redirect_stdout(Printable(sys.stdout)), _own_files():
+            setup_jax()
+            return run()
     except UserError as error:
-        print(f"mljax: {error}", file=sys.stderr)
+        _say(f"mljax: {error}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
             raise
         hint = "take smaller batches (config.eval.batch_size in a run's directory, --batch of a benchmark) or images"
-        print(f"mljax: The memory is full; {hint}.", file=sys.stderr)
+        _say(f"mljax: The memory is full; {hint}.")
         return 2
-    except KeyboardInterrupt:
-        print("mljax: stopped", file=sys.stderr)
-        return 130
+    except interrupt.Stop as stop:
+        _say(f"mljax: {stop}")
+        return stop.status
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, ValueError) as error:
+        if (text := _of_system(error)) is None:
+            raise
+        _say(f"mljax: {UserError(text)}")
+        return 2
+    except KeyboardInterrupt:
+        _say("mljax: stopped")
+        return 130
+    except BaseException:
+        interrupt.wait_if_ending()
+        raise
+
+
+def _say(text: str) -> None:
+    """The last word of a command."""
+    print(text, file=sys.stderr)
+    interrupt.hush()
+
+
+@contextlib.contextmanager
+def _own_files() -> Iterator[None]:
+    """Whatever the user's umask, nobody but owner and group may write to what a command makes."""
+    before = os.umask(0o022)
+    os.umask(before | 0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+class Printable:
+    """A text stream whose lines hold no control characters: names of classes and files may bring some along."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable_lines(text))
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _handler() -> logging.Handler:
+    """Warnings as plain lines on stderr."""
+    handler = copy.copy(logging.lastResort) or logging.NullHandler()
+    handler.setFormatter(_Plain())
+    return handler
+
+
+# Failures of the system that are a user's to mend, wherever they come up.
+_ADVICE = {
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ELOOP: "links lead in a circle",
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or lower config.input.workers",
+    errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the mount",
+}
+
+
+def _of_system(error: OSError | ValueError) -> str | None:
+    """A sentence for an error that says nothing of this program; None for any other."""
+    if isinstance(error, ValueError):
+        return "A path contains a NUL character; give another." if "embedded null" in str(error) else None
+    advice = _ADVICE.get(error.errno or 0)
+    if advice is None:
+        return None
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "A file"
+    return f"{where} cannot be used ({(error.strerror or '').lower()}); {advice}."

@@ -50,7 +50,7 @@ def override(config: Config, key: str, text: str) -> None:
     section = _section(config, key, path)
     # Sections that name a constructor take any of its keywords; `build` checks them, and names the nearest.
     free = "name" in section or where in OPEN
-    if last not in section and not (free and last):
+    if last not in section and not (free and last.isidentifier() and last[0] != "_"):
         raise UserError(f"--config.{key}: there is no key {last!r}{nearest(last, section.keys())}.")
     _check_effect(config, key, text)
     old = section.get(last)

@@ -9,6 +9,7 @@ from typing import Any
 from array_record.python.array_record_module import ArrayRecordReader  # pyright: ignore[reportMissingImports]
 
 from mljax.errors import UserError
+from mljax.waiting import bounded
 
 
 class Records:
@@ -34,7 +35,8 @@ class Records:
         shard = bisect.bisect_right(self.ends, index)
         reader = self._open.get(shard) or self._reader(shard)
         try:
-            return reader.read([index - (self.ends[shard - 1] if shard else 0)])[0]
+            row = index - (self.ends[shard - 1] if shard else 0)
+            return bounded(lambda: reader.read([row])[0], self.paths[shard])
         except RuntimeError as error:
             raise OSError(f"Record {index} in {self.paths[shard]!r} cannot be read ({error}): pack it again.") from None
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from mljax.errors import UserError
 from mljax.untrusted import MAX_IMAGE, read_regular
+from mljax.waiting import bounded
 
 
 class Instances(NamedTuple):
@@ -116,9 +117,12 @@ class Picked:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """`read` of images that are files: regular ones, up to a size limit; anything else is an OSError at once."""
+    """`read` of images that are files: regular ones, up to a size limit; anything else is an OSError at once.
+
+    One that never answers, of a dead mount, is a `waiting.Stalled`."""
 
     paths: Sequence[str]
 
     def __call__(self, index: int) -> bytes:
-        return read_regular(self.paths[index], MAX_IMAGE)
+        path = self.paths[index]
+        return bounded(lambda: read_regular(path, MAX_IMAGE), path)

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
 from mljax.errors import UserError
+from mljax.interrupt import remove_at_end
 from mljax.untrusted import SPARE, open_regular, open_zip
 
 RATIO = 20  # bytes unpacked for one of the archive, at most; annotations in JSON take a fourth of their size
@@ -91,12 +92,13 @@ def _write(source: IO[bytes], target: Path, size: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     part.unlink(missing_ok=True)
-    with part.open("xb") as file:
-        shutil.copyfileobj(source, file, 1 << 20)
-    if part.stat().st_size != size:
-        part.unlink()
-        raise EOFError(f"{target.name} ends early")
-    os.replace(part, target)
+    with remove_at_end(part):
+        with part.open("xb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        if part.stat().st_size != size:
+            part.unlink()
+            raise EOFError(f"{target.name} ends early")
+        os.replace(part, target)
 
 
 def _target(path: Path, folder: Path, name: str, odd: str, *, is_folder: bool) -> Path:

@@ -137,7 +137,7 @@ class Missing(UserError):
 def _locate(source: str, folders: Sequence[Path]) -> Path:
     tried = [folder / Path(source).expanduser() for folder in (Path(), *folders)]
     for path in tried:
-        if path.is_file():
+        if os.path.isfile(path):  # also where no system has such a path
             return path
     raise UserError(
         f"There is no file of label vectors {source!r} (looked in "

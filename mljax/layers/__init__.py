@@ -11,6 +11,7 @@ from mljax.layers.attention import (
     attention_init,
     attention_maps,
 )
+from mljax.layers.dropout import Dropout, DropPath
 from mljax.layers.feature_maps import constant, encode, final, tokens
 from mljax.layers.linear import XAVIER, Affine, GroupLinear, layer_norm, torch_linear_init
 from mljax.layers.pooling import ActivationPooling, SemanticPooling
@@ -24,6 +25,8 @@ __all__ = [
     "ActivationPooling",
     "Affine",
     "AttentionLayer",
+    "DropPath",
+    "Dropout",
     "FeedForward",
     "GroupLinear",
     "MultiHeadAttention",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mljax.errors import UserError, one_of
+from mljax.layers.dropout import Dropout
 from mljax.layers.linear import XAVIER, layer_norm, torch_linear_init
 from mljax.types import ArrayLike
 
@@ -51,6 +52,7 @@ class MultiHeadAttention(nn.Module):
       dtype: of the computation.
       kernel_init, bias_init: of all four projections; Xavier and zero unless a system's authors have others.
       output_init: of the output projection's kernel, where it differs from that of the other three.
+      examples: axis of the queries that holds the examples of the batch, 0 or 1; dropout draws for each of them.
     """
 
     heads: int
@@ -63,6 +65,7 @@ class MultiHeadAttention(nn.Module):
     kernel_init: Callable[..., jax.Array] = XAVIER
     bias_init: Callable[..., jax.Array] = nn.initializers.zeros_init()
     output_init: Callable[..., jax.Array] | None = None
+    examples: int = 0
 
     @nn.compact
     def __call__(
@@ -91,7 +94,7 @@ class MultiHeadAttention(nn.Module):
         if self.combine is not None:
             scores = self.combine(scores)
         weights = nn.softmax(scores, axis=-1)
-        dropped = nn.Dropout(self.dropout, deterministic=not train)(weights).astype(self.dtype)
+        dropped = Dropout(self.dropout, 2 * self.examples)(weights, train=train).astype(self.dtype)
         merged = jnp.einsum("bkqn,bnkd->bqkd", dropped, v).reshape(*query.shape[:-1], self.width)
         return (dense("out")(merged) if self.use_output else merged), weights
 
@@ -109,13 +112,14 @@ def attention_init(init: str, width: int) -> dict[str, Any]:
 
 
 class FeedForward(nn.Module):
-    """Dense, activation, dropout, dense. `initial` is explained at `AttentionLayer`."""
+    """Dense, activation, dropout, dense. `initial` and `examples` are explained at `AttentionLayer`."""
 
     hidden: int
     dropout: float = 0.0
     activation: str = "relu"
     dtype: Any = jnp.float32
     initial: str = "xavier"
+    examples: int = 0
 
     @nn.compact
     def __call__(self, x: Float[ArrayLike, "*batch d"], *, train: bool) -> Float[Array, "*batch d"]:
@@ -127,7 +131,7 @@ class FeedForward(nn.Module):
             )  # fmt: skip
 
         y = ACTIVATIONS[self.activation](dense(self.hidden, x.shape[-1], "in")(x))
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout, self.examples)(y, train=train)
         return dense(x.shape[-1], self.hidden, "out")(y)
 
 
@@ -142,6 +146,7 @@ class AttentionLayer(nn.Module):
         matrices to Xavier: q, k and v are one matrix there and start sqrt(2) smaller; biases of the feed-forward part
         are uniform within 1 / sqrt(inputs). "torch": as in torch where nothing is set: besides the stacked q, k and v
         all matrices are uniform within 1 / sqrt(inputs).
+      examples: axis of x that holds the examples of the batch: 0, or 1 where positions attend over the batch.
     """
 
     heads: int
@@ -152,6 +157,7 @@ class AttentionLayer(nn.Module):
     combine: Combine | None = None
     dtype: Any = jnp.float32
     initial: str = "xavier"
+    examples: int = 0
 
     @nn.compact
     def __call__(
@@ -169,14 +175,16 @@ class AttentionLayer(nn.Module):
         key = value if key_position is None else value + key_position
         attended, weights = MultiHeadAttention(
             self.heads, self.width, self.dropout, combine=self.combine, dtype=self.dtype, name="attention",
-            **attention_init(self.initial, self.width),
+            examples=self.examples, **attention_init(self.initial, self.width),
         )(query, key, value, train=train)  # fmt: skip
 
         def drop(y: jax.Array) -> jax.Array:
-            return nn.Dropout(self.dropout, deterministic=not train)(y)
+            return Dropout(self.dropout, self.examples)(y, train=train)
 
         x = layer_norm("norm1", self.dtype)(x + drop(attended))
-        ffn = FeedForward(self.hidden, self.dropout, self.activation, self.dtype, self.initial, name="ffn")
+        ffn = FeedForward(
+            self.hidden, self.dropout, self.activation, self.dtype, self.initial, self.examples, name="ffn"
+        )
         return layer_norm("norm2", self.dtype)(x + drop(ffn(x, train=train))), weights
 
 

@@ -72,8 +72,7 @@ def assign(
     """
     shapes = flatten(params)
     taken: dict[str, tuple[str, dict[str, Any]]] = {}
-    for pattern, options in groups:
-        options = _check_group(pattern, options)
+    for pattern, options in map(check_group, groups):
         matches = [path for path in shapes if re.search(pattern, path)]
         fresh = [path for path in matches if path not in taken]
         if not matches:
@@ -108,7 +107,16 @@ def frozen_paths(params: Any, frozen: Sequence[str], own: Groups = ()) -> set[st
     return {path for path, leaf in assign(params, all_groups(params, frozen, own)).items() if leaf.frozen}
 
 
-def _check_group(pattern: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_group(group: Any) -> tuple[str, dict[str, Any]]:
+    """A pattern and its settings, as they are.
+
+    Raises:
+      UserError: the group is something else.
+    """
+    pair = isinstance(group, tuple | list) and len(group) == 2
+    if not (pair and isinstance(group[0], str) and isinstance(group[1], Mapping)):
+        raise UserError(f"config.optim.groups has the entry {group!r}; expected (pattern, {{its settings}}).")
+    pattern, options = group
     try:
         re.compile(pattern)
     except re.error as error:
@@ -116,9 +124,9 @@ def _check_group(pattern: str, options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     check_keys(f"The group {pattern!r} of config.optim.groups", options, ("lr", "weight_decay", "frozen"))
     for key, value in options.items():
-        if not value >= 0:
-            raise UserError(f"The group {pattern!r} of config.optim.groups has {key}={value}; it must be at least 0.")
-    return options
+        if not (isinstance(value, int | float) and value >= 0):
+            raise UserError(f"The group {pattern!r} of config.optim.groups has {key}={value!r}; it must be at least 0.")
+    return pattern, options
 
 
 def _near(pattern: str, names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from mljax.errors import UserError
+from mljax.errors import UserError, printable, printable_lines
 from mljax.pictures import drawing
 
 FRAMES = {"query": (30, 90, 200), "hit": (20, 150, 70), "miss": (225, 120, 0)}
@@ -85,8 +85,9 @@ def scatter(points: np.ndarray, groups: np.ndarray, names: Sequence[str], title:
         own = points[groups == i]
         x, y = own[np.square(own - np.median(own, axis=0)).sum(1).argmin()]
         dark = tuple(0.6 * value for value in colours[i % 20])
-        axes.text(x, y, name, ha="center", va="center", fontsize=9, weight="bold", color=dark, path_effects=halo)
-    axes.set_title(title, fontsize=11)
+        style = {"fontsize": 9, "weight": "bold", "color": dark, "path_effects": halo, "parse_math": False}
+        axes.text(x, y, printable(name), ha="center", va="center", **style)
+    axes.set_title(printable_lines(title), fontsize=11, parse_math=False)
     axes.set_xticks([])
     axes.set_yticks([])
     return figure

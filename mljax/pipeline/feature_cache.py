@@ -7,6 +7,7 @@ works on cached features as on images.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -24,8 +25,10 @@ from PIL import Image
 from mljax.cache import cache_dir
 from mljax.data.source import Source
 from mljax.errors import UserError
+from mljax.interrupt import cleaning
 from mljax.pipeline import loader
 from mljax.pipeline.failures import Failures
+from mljax.waiting import Patient
 
 CORNERS = {"tl": (0.0, 0.0), "tr": (1.0, 0.0), "bl": (0.0, 1.0), "br": (1.0, 1.0), "c": (0.5, 0.5)}
 
@@ -51,7 +54,8 @@ class View:
 
 def view(text: str) -> View:
     """Parse `SIZE[:flip][:crop]`."""
-    match = re.fullmatch(r"(\d+)(:flip)?(?::(tl|tr|bl|br|c)(\d\d))?", text)
+    text = str(text)  # of a config: 320
+    match = re.fullmatch(r"([1-9]\d{0,4})(:flip)?(?::(tl|tr|bl|br|c)(\d\d))?", text, flags=re.ASCII)
     if not match:
         raise UserError(f"The view {text!r} is not SIZE[:flip][:tl|tr|bl|br|c PERCENT], e.g. '320:flip' or '448:c80'.")
     size, flip, corner, share = match.groups()
@@ -89,7 +93,8 @@ def endpoints(
         folder = cache_dir() / "features" / digest
         opened = _open(folder)
         if opened is None:
-            _compute(whole, one, encode, folder, batch_size, progress, failures)
+            with cleaning(functools.partial(shutil.rmtree, _partial(folder), ignore_errors=True)):
+                _compute(whole, one, encode, folder, batch_size, progress, failures)
             opened = _open(folder)
         if opened is None:
             raise UserError(f"The cached features in {folder} cannot be read back; check the disk of MLJAX_CACHE.")
@@ -150,7 +155,7 @@ def _compute(
     failures: Failures | None,
 ) -> None:
     """Write one view's endpoints beside their place, then rename: an interrupted run leaves nothing half-written."""
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = _partial(folder)
     maps: dict[str, np.memmap] = {}
     unreadable: dict[int, str] = {}
     try:
@@ -182,6 +187,10 @@ def _compute(
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{os.getpid()}.partial")
 
 
 def _new_map(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -267,7 +276,7 @@ class CachedBatches:
         import grain  # 0.1 s, so where it is used
 
         data = grain.MapDataset.range(start, steps).map(self.__getitem__)
-        return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        return Patient(iter(data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))))
 
 
 def examples(source: Source, chosen: np.ndarray) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mljax.errors import UserError, nearest
 from mljax.untrusted import MAX_IMAGE, read_regular
+from mljax.waiting import bounded
 
 # Pixels of the largest picture that is decoded: 8192 x 8192, 256 MB in memory. A larger one, harmless or a
 # decompression bomb, is refused from its header. Below Pillow's own limit, so that this one is what decides.
@@ -95,7 +96,7 @@ def decode(
 
 def _read(path: Path, where: str) -> bytes:
     try:
-        return read_regular(path, MAX_IMAGE)
+        return bounded(lambda: read_regular(path, MAX_IMAGE), where)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         reason = reason[0].lower() + reason[1:]

@@ -22,6 +22,7 @@ from mljax.pipeline import processes
 from mljax.pipeline.failures import Failures
 from mljax.pipeline.images import ImageError, decode
 from mljax.pipeline.picture import Picture
+from mljax.waiting import Patient
 
 Transform = Callable[[Any, np.random.Generator], np.ndarray]
 BLACK = np.zeros((64, 64, 3), np.uint8)  # what stands for an image that cannot be read
@@ -203,5 +204,5 @@ def _iterate(data: Any, threads: int, workers: int, batch_size: int, failures: F
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers)
         iterator = iterator.mp_prefetch(options, worker_init_fn=processes.start)
-        return processes.Shielded(iter(iterator), workers, failures)
-    return iter(iterator)
+        return Patient(processes.Shielded(iter(iterator), workers, failures))
+    return Patient(iter(iterator))

@@ -1,14 +1,17 @@
 """Worker processes of the loader: Ctrl-C does not reach them, they end with their parent, and one that is killed or
 stopped is an error within a bound."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from mljax.errors import UserError
 from mljax.pipeline.failures import Failures
 
 STOPPED = 4.0  # seconds after which a stopped worker is given up
+CLOSE = 1.0  # seconds that workers have to end by themselves
 _NAME = "grain-process-prefetch"
 
 
@@ -47,7 +51,8 @@ class Shielded:
         self.iterator, self.left, self.failures = iterator, workers + 1, failures
         shared = failures.shared if failures else None
         self._remove = weakref.finalize(self, shared.unlink, missing_ok=True) if shared else lambda: None
-        self._watch = Watch()
+        self._watch, self.pids = Watch(), set[int]()
+        _quiet_tracker()
 
     def __iter__(self) -> "Shielded":
         return self
@@ -65,18 +70,45 @@ class Shielded:
         if not self.left or not hasattr(signal, "pthread_sigmask"):
             return next(self.iterator)
         self.left -= 1
+        others = workers() - self.pids
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             return next(self.iterator)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self.pids |= workers() - others
 
     def close(self) -> None:
         self._watch.close()
+        killer = threading.Timer(CLOSE, self._kill)  # grain waits for one worker after the other, 25 s each
+        killer.daemon = True
+        killer.start()
         self.iterator.close()
+        killer.cancel()
         if self.failures is not None:
             self.failures.collect()
         self._remove()
+
+    def _kill(self) -> None:
+        while self.pids & (alive := workers()):
+            for pid in self.pids & alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.1)
+
+
+def workers() -> set[int]:
+    """The worker processes of all loaders."""
+    return {p.pid for p in multiprocessing.active_children() if p.name.startswith(_NAME) and p.pid}
+
+
+def _quiet_tracker() -> None:
+    """Start the process that removes what killed ones have left, without its remark that it does."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
 
 
 class Watch:
@@ -101,7 +133,7 @@ class Watch:
 
     def _run(self) -> None:
         while self._waiting.wait() and not self._closed:
-            for pid in [p.pid for p in multiprocessing.active_children() if p.name.startswith(_NAME) and p.pid]:
+            for pid in workers():
                 if not self.stopped(pid):
                     self.since.pop(pid, None)
                 elif time.monotonic() - self.since.setdefault(pid, time.monotonic()) > STOPPED:

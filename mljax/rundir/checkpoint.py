@@ -227,7 +227,7 @@ class Checkpoints:
             code = orbax.error_code(error)
             if code is None:
                 raise
-            raise step_folders.unwritten(self._path(step), os.strerror(code)) from error
+            raise step_folders.unwritten(self._path(step), os.strerror(code), code) from error
 
     # Restoring
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mljax.config.text import completed, differences, from_json, to_json
 from mljax.errors import UserError
+from mljax.interrupt import cleaning
 from mljax.rundir.environment import environment
 from mljax.rundir.files import check_path, damaged, read_arrays, read_json, write_arrays, write_json
 from mljax.rundir.lock import locked
@@ -113,31 +114,38 @@ def opened(workdir: Path, config: Config) -> Iterator[None]:
     check_path(workdir)
     absent = [folder for folder in (workdir, *workdir.parents) if not os.path.exists(folder)]
     empty = workdir in absent or (workdir.is_dir() and not _visible(workdir))
-    try:
-        with _not_world_writable():
-            _make(workdir)
-            with locked(workdir), _clean_after_failure(workdir) if empty else contextlib.nullcontext():
-                open_run(workdir, config)
-                yield
-    except BaseException:
+
+    def remove() -> None:
         with contextlib.suppress(OSError):
             for folder in absent:
                 folder.rmdir()  # not if something is in it
-        raise
+
+    with _undone(remove), _not_world_writable():
+        _make(workdir)
+        with locked(workdir), _undone(lambda: _clean(workdir)) if empty else contextlib.nullcontext():
+            open_run(workdir, config)
+            yield
 
 
 @contextlib.contextmanager
-def _clean_after_failure(workdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            if untouched(workdir):
-                for name in START_FILES:
-                    (workdir / name).unlink(missing_ok=True)
-                for folder, _, _ in os.walk(workdir / "checkpoints", topdown=False):
-                    os.rmdir(folder)  # no file is in it
-        raise
+def _undone(undo: Callable[[], None]) -> Iterator[None]:
+    """What is to be done where an error, or a signal, ends this."""
+    with cleaning(undo):
+        try:
+            yield
+        except BaseException:
+            undo()
+            raise
+
+
+def _clean(workdir: Path) -> None:
+    """Remove what a start has written that never came to train."""
+    with contextlib.suppress(OSError):
+        if untouched(workdir):
+            for name in START_FILES:
+                (workdir / name).unlink(missing_ok=True)
+            for folder, _, _ in os.walk(workdir / "checkpoints", topdown=False):
+                os.rmdir(folder)  # no file is in it
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import numpy as np
 
 from mljax import seal
 from mljax.cache import atomic_write
-from mljax.errors import UserError
+from mljax.errors import UserError, remedy
 
 LONGEST = 3500  # bytes of a run directory's path: the system ends at 4096, and checkpoints lie deep in it
 
@@ -31,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); free space or choose another --workdir."
+            f"{path} cannot be written ({error.strerror});"
+            f" {remedy(error.errno, 'free space or choose another --workdir')}."
         ) from None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mljax.errors import UserError
+from mljax.interrupt import remove_at_end
 
 NAME = ".lock"
 log = logging.getLogger("mljax")
@@ -41,7 +42,8 @@ def locked(workdir: Path) -> Iterator[None]:
     file = _acquire(workdir / NAME)
     _held.add(file)
     try:
-        yield
+        with remove_at_end(workdir / NAME):
+            yield
     finally:
         _held.discard(file)
         with contextlib.suppress(OSError):

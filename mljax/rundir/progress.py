@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from mljax.errors import UserError
+from mljax.errors import UserError, printable, printable_lines, remedy
 from mljax.rundir import measurements
 from mljax.rundir.events import Events
 from mljax.rundir.files import write_text
@@ -45,7 +45,7 @@ class Writer:
                     sink.close()
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(printable_lines(text), markup=False)
 
     def resume(self, stage: int, step: int) -> None:
         """Forget what was measured after this step: a run that goes on from a checkpoint measures it again.
@@ -90,8 +90,8 @@ class Writer:
             yield
         except OSError as error:
             raise UserError(
-                f"Metrics cannot be written to {self.workdir} ({error.strerror}); free space and run the same command"
-                " again."
+                f"Metrics cannot be written to {self.workdir} ({error.strerror});"
+                f" {remedy(error.errno, 'free space')} and run the same command again."
             ) from None
 
     def _write_events(self, step: int, values: dict[str, Any], stage: int, when: float) -> None:
@@ -121,6 +121,7 @@ class Writer:
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal shown
+            what = printable(what)
             now = time.perf_counter()
             if what not in tasks:  # the first call may have waited for the compiler: it does not count for what is left
                 tasks[what] = bar and bar.add_task(what, total=total, info=""), done, now
@@ -137,10 +138,10 @@ class Writer:
 
     def bar(self) -> Progress:
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             Count(),
-            TextColumn("{task.fields[info]}"),
+            TextColumn("{task.fields[info]}", markup=False),
         )
         return Progress(*columns, console=self.console)
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from mljax.errors import UserError
+from mljax.errors import UserError, remedy
 
 LEAST = 2  # checkpoints that are kept, so that one is left if another is damaged
 UNFINISHED = "*.orbax-checkpoint-tmp"
@@ -85,9 +85,9 @@ def check_space(path: Path, size: int) -> None:
         raise unwritten(path, f"{size / 2**20:.1f} MiB, and {free / 2**20:.1f} MiB are free")
 
 
-def unwritten(path: Path, reason: str) -> UserError:
+def unwritten(path: Path, reason: str, code: int | None = None) -> UserError:
     """The error of a step that could not be written."""
     return UserError(
-        f"The checkpoint of step {path.name} cannot be written to {path.parent} ({reason}); free some space or choose"
-        " another folder and resume, the older checkpoints are whole."
+        f"The checkpoint of step {path.name} cannot be written to {path.parent} ({reason});"
+        f" {remedy(code, 'free some space or choose another folder')} and resume, the older checkpoints are whole."
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.errors import one_of
-from mljax.layers import encode, final, torch_linear_init
+from mljax.layers import Dropout, encode, final, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
@@ -47,7 +47,7 @@ class Baseline(nn.Module):
         width = pooled.shape[-1]
         kernel = self.param("kernel", torch_linear_init(width), (width, self.meta.num_labels))
         bias = self.param("bias", torch_linear_init(width), (self.meta.num_labels,))
-        logits = nn.Dropout(self.dropout, deterministic=not train)(pooled) @ kernel + bias[None]
+        logits = Dropout(self.dropout)(pooled, train=train) @ kernel + bias[None]
         activation = jnp.einsum("bhwd,dl->blhw", feature_map, kernel)
         attention = nn.softmax(activation.reshape(*activation.shape[:2], -1), axis=-1).reshape(activation.shape)
         return Outputs(logits=logits, attention=attention[:, None])

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mljax.errors import UserError, one_of
 from mljax.layers import (
     STACKED,
+    Dropout,
     GroupLinear,
     MultiHeadAttention,
     attention_maps,
@@ -74,7 +75,7 @@ class EncoderLayer(nn.Module):
         """The tokens and the attention weights of the heads."""
 
         def drop(y: jax.Array) -> jax.Array:
-            return nn.Dropout(self.dropout, deterministic=not train)(y)
+            return Dropout(self.dropout)(y, train=train)
 
         def dense(features: int, fan_in: int, name: str) -> nn.Dense:
             init = torch_linear_init(fan_in)

@@ -18,6 +18,7 @@ from mljax.errors import UserError, at_least, one_of
 from mljax.layers import (
     INITS,
     AttentionLayer,
+    Dropout,
     attention_maps,
     constant,
     encode,
@@ -113,7 +114,7 @@ class MLDecoder(nn.Module):
         )  # fmt: skip
         memory = nn.relu(dense(tokens(feature_map)))
         x = jnp.broadcast_to(self._queries()[None], (b, self.queries, self.width))
-        x = x + nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = x + Dropout(self.dropout)(x, train=train)
         x = layer_norm("norm", self.dtype)(x)
         layer = AttentionLayer(
             self.heads, self.width, self.ffn, self.dropout, dtype=self.dtype, initial=self.initial, name="decoder"

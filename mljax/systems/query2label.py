@@ -16,6 +16,7 @@ from mljax.errors import UserError, at_least, one_of
 from mljax.layers import (
     INITS,
     AttentionLayer,
+    Dropout,
     GroupLinear,
     MultiHeadAttention,
     attention_init,
@@ -66,7 +67,7 @@ class DecoderLayer(nn.Module):
                 self.heads, self.width, self.dropout, dtype=self.dtype, name="self_attention",
                 **attention_init(self.initial, self.width),
             )(labels, labels, x, train=train)  # fmt: skip
-            attended = nn.Dropout(self.dropout, deterministic=not train)(attended)
+            attended = Dropout(self.dropout)(attended, train=train)
             x = layer_norm("self_norm", self.dtype)(x + attended)
         cross = AttentionLayer(
             self.heads, self.width, self.hidden, self.dropout, dtype=self.dtype, initial=self.initial, name="cross"

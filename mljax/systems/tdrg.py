@@ -93,7 +93,8 @@ class Transformer(nn.Module):
         for i in range(self.layers):
             layer = AttentionLayer(
                 heads=self.heads, width=self.width, hidden=self.ffn, dropout=self.dropout, activation="gelu",
-                combine=combine, dtype=self.dtype, initial=self.initial, name=f"layer_{i}",
+                combine=combine, dtype=self.dtype, initial=self.initial, examples=int(self.attend == "batch"),
+                name=f"layer_{i}",
             )  # fmt: skip
             scales = [self._attend(layer, x, train) for x in scales]
         return scales
@@ -149,7 +150,7 @@ class TDRG(nn.Module):
         one_of("config.system.attend", self.attend, ("image", "batch", "alone"))
         one_of("config.system.initial", self.initial, INITS)
         if self.backbone is not None:
-            last_two(dict.fromkeys(getattr(self.backbone, "endpoints", ())))
+            last_two(dict.fromkeys(map(str, getattr(self.backbone, "endpoints", ()))))
         super().__post_init__()
 
     @nn.compact

@@ -7,6 +7,7 @@ and evaluate (`mljax.train.trainer`); the benchmark's measure time.
 import contextlib
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from mljax.errors import UserError
-from mljax.interrupt import Stop, interruptible
+from mljax.interrupt import Stop, interruptible, rescued_by
 from mljax.pipeline.loader import Ahead
 from mljax.rundir.progress import Meter
 from mljax.types import TrainState
@@ -114,25 +115,60 @@ class Loop:
             before the next step if that is known by then, and else within IN_FLIGHT steps.
           Stop: after Ctrl-C or SIGTERM, once the state is saved.
         """
-        plan, start = self.plan, int(state.step)
+        start = int(state.step)
         with (
             interruptible() as signals,
-            contextlib.closing(Ahead(self.batches(start, plan.total), self.place)) as batches,
+            contextlib.closing(Ahead(self.batches(start, self.plan.total), self.place)) as batches,
             self.meter,
         ):
-            for step in range(start, plan.total):
-                if step % plan.steps_per_epoch == 0:
-                    state = self.hooks.before_epoch(state, step // plan.steps_per_epoch)
-                state = self._dispatch(state, step, next(batches))
+            saved = start
+            for step in range(start, self.plan.total):
+                state, batch = self._before(state, step, batches, saved)
+                began = time.monotonic()
+                state = self._dispatch(state, step, batch)
                 if step == start:
                     self.meter.compiled(step + 1)
+                else:
+                    signals.slowest = max(signals.slowest, time.monotonic() - began)
+                signals.unsaved = True  # from here on a signal waits until the state is saved
                 leave = bool(signals)  # once: a signal that comes later must not save what _read has not seen
-                state, saved = self._after(state, step + 1, leave)
-                if saved and signals:
-                    self.hooks.flush()
-                    raise Stop(f"stopped at step {step + 1} of {plan.total} and saved; run the same command to go on")
-        self.hooks.flush()
+                with self._stopping(step + 1):
+                    state, done = self._after(state, step + 1, leave)
+                    saved = step + 1 if done else saved
+                    if done and signals:
+                        raise Stop
+            self.hooks.flush()
         return state
+
+    def _before(self, state: TrainState, step: int, batches: Iterator[Any], saved: int) -> tuple[TrainState, Any]:
+        """What a step needs: the state to start an epoch with, and a batch; a signal saves, if that was not done."""
+
+        def save() -> None:
+            if step > saved:
+                self._read(step)
+                self.hooks.save(state, step)
+            self.hooks.flush()
+
+        with self._stopping(step):
+            try:
+                if step % self.plan.steps_per_epoch == 0:
+                    with rescued_by(save):
+                        return self.hooks.before_epoch(state, step // self.plan.steps_per_epoch), next(batches)
+                return state, next(batches)
+            except Stop:
+                save()
+                raise
+
+    @contextlib.contextmanager
+    def _stopping(self, done: int) -> Iterator[None]:
+        """A Stop says how far the run came, once that is on disk."""
+        try:
+            yield
+        except Stop:
+            self.hooks.flush()
+            raise Stop(
+                f"stopped at step {done} of {self.plan.total} and saved; run the same command to go on"
+            ) from None
 
     def _dispatch(self, state: TrainState, step: int, batch: Any) -> TrainState:
         """Queue a step; returns when no more than IN_FLIGHT are unfinished, and those that are finished are checked."""

@@ -79,8 +79,7 @@ def make_step(experiment: Experiment, tx: Any) -> Callable[[TrainState, Any], tu
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         batch = experiment.prepare(batch)
         draw = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        local = draw if axis is None else jax.random.fold_in(draw, jax.lax.axis_index(axis))
-        rngs = {"dropout": local, "draw": draw}
+        rngs = {"dropout": draw, "draw": draw}
         mutable = [name for name in state.variables if name != "constants"]
 
         def loss_of(params: Any) -> tuple[jax.Array, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mljax import parallel, rundir, scoring
+from mljax import interrupt, parallel, rundir, scoring
 from mljax.check import check
 from mljax.config.stages import stage_configs
 from mljax.errors import UserError
@@ -165,7 +165,8 @@ class Trainer:
 
     def flush(self) -> None:
         """Wait until all checkpoints are on disk."""
-        self.stage.checkpoints.wait()
+        with interrupt.saving():
+            self.stage.checkpoints.wait()
 
     def _unevaluated(self, step: int) -> bool:
         """Whether the checkpoint of this step was saved before its evaluation failed: of memory, or of an image."""
@@ -183,13 +184,12 @@ class Trainer:
         source = stage.splits.eval
         meter.say("evaluating")
         try:
-            with stage.fitting("eval"):
+            with interrupt.rescued_by(lambda: self._keep(state, step, again)), stage.fitting("eval"):
                 done = evaluation.evaluate(state, stage.scorer, source, config, stage.cached_eval)
         except Diverged:
             raise
-        except UserError:  # an image cannot be read, or the batch does not fit: what was trained is kept
-            if not again:
-                self.save(state, step)
+        except (UserError, interrupt.Stop):  # an image cannot be read, the batch does not fit: what was trained is kept
+            self._keep(state, step, again)
             raise
         self.last = done
         named = {f"{kind}/{name}": value for kind, m in done.metrics.items() for name, value in m.items()}
@@ -202,6 +202,12 @@ class Trainer:
         self._save(state, step, {"mAP": done.metrics[kind]["mAP"]}, kind, replace=again)
         return state
 
+    def _keep(self, state: TrainState, step: int, saved: bool) -> None:
+        """Have a state on disk that may be saved already."""
+        if not saved:
+            self.save(state, step)
+        self.flush()
+
     def _save(
         self, state: TrainState, step: int, metrics: dict[str, Any] | None, kind: str = "raw", replace: bool = False
     ) -> None:
@@ -210,6 +216,7 @@ class Trainer:
             failures.write(spec.bad_images)
         meta = {"stage": spec.index, "step": step, "kind": kind, "metrics": metrics}
         try:
-            self.stage.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
+            with interrupt.saving():
+                self.stage.checkpoints.save(step, state, metrics=metrics, meta=meta, replace=replace)
         except NotFinite as error:
             raise Diverged(f"{error.path} is not finite after step {step}.") from None

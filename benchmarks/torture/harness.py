@@ -1,0 +1,305 @@
+"""The harness: what a kind and a case are, the workers that run cases, and the file that keeps their outcomes.
+
+A case is derived from (seed, kind, index) alone. Its outcome is a line of OUT/KIND.jsonl, written when it ends, so a
+harness that was killed goes on where it was. Cases run in worker processes (`benchmarks.torture.worker`); one that
+dies or hangs costs its case and is replaced.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import queue
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+# LLVM optimises little, as in the tests: compiling costs far more here than computing.
+QUICK = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+
+
+class Failed(Exception):
+    """A case whose outcome is not what it has to be; the message says how it differs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One case.
+
+    Attributes:
+      index: in the plan, from 0.
+      what: its category in the plan.
+      rng: of this case alone.
+      folder: its own, empty; deleted if it passes.
+      shared: of the kind, for what is made once.
+      share: of the full plan that is run: a case that is long by itself is shortened by it.
+    """
+
+    index: int
+    what: str
+    rng: np.random.Generator
+    folder: Path
+    shared: Path
+    share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of torture.
+
+    Attributes:
+      name: on the command line.
+      goal: of the table.
+      plan: category -> how many cases of it.
+      case: runs one; returns what is worth keeping beside the outcome, raises `Failed`.
+      units: what a case of a category counts for in the table (mutants of a group); 1 unless named.
+      limit: seconds after which a case counts as hung.
+      jobs: workers at once, at most.
+      env: of the workers, besides that of all.
+      shim: whether workers run with the shim for faults (`benchmarks.torture.shim`).
+    """
+
+    name: str
+    goal: str
+    plan: Mapping[str, int]
+    case: Callable[[Case], Mapping[str, Any] | None]
+    units: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    limit: float = 120.0
+    jobs: int = 8
+    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shim: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(self.plan.values())
+
+    def categories(self) -> list[str]:
+        """The category of every case of the full plan, mixed, so that the first few stand for all."""
+        every = [what for what, count in self.plan.items() for _ in range(count)]
+        order = np.random.default_rng(zlib.crc32(self.name.encode())).permutation(len(every))
+        return [every[i] for i in order]
+
+    def planned(self, count: int) -> int:
+        """Units of so many cases."""
+        every = self.categories()
+        return sum(self.units.get(every[i % len(every)], 1) for i in range(count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What of the command line concerns every kind."""
+
+    out: Path
+    seed: int = 0
+    share: float = 1.0
+    jobs: int = 2
+    keep: bool = False
+
+
+def make_case(kind: Kind, index: int, options: Options) -> Case:
+    """The case of an index, with its folder made."""
+    every = kind.categories()
+    folder, shared = options.out / "cases" / kind.name / str(index), options.out / "shared" / kind.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    shared.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([options.seed, zlib.crc32(kind.name.encode()), index])
+    return Case(index, every[index % len(every)], rng, folder, shared, options.share)
+
+
+def run_case(kind: Kind, index: int, options: Options) -> dict[str, Any]:
+    """Run a case -> the line that is kept of it."""
+    case, began = make_case(kind, index, options), time.perf_counter()
+    line: dict[str, Any] = {"case": index, "what": case.what, "outcome": "ok", "units": kind.units.get(case.what, 1)}
+    try:
+        line |= {k: v for k, v in (kind.case(case) or {}).items() if k not in line}
+    except Failed as error:
+        line |= {"outcome": "failed", "why": str(error)}
+    except Exception as error:  # of the harness or of what it calls: never counted as passed
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else "?"
+        line |= {"outcome": "failed", "why": f"{type(error).__name__} at {where}: {error}"[:2000]}
+    line["seconds"] = round(time.perf_counter() - began, 3)
+    if line["outcome"] == "ok" and not options.keep:
+        shutil.rmtree(case.folder, ignore_errors=True)
+    return line
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def once(folder: Path, make: Callable[[Path], Any]) -> Path:
+    """A folder that several cases read, made by the first of them in any process; returns it."""
+    done = folder.with_name(f"{folder.name}.done")
+    with exclusive(folder.with_name(f"{folder.name}.lock")):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            make(folder)
+            done.touch()
+    return folder
+
+
+# --- outcomes ---------------------------------------------------------------------------------------------------------
+
+
+def read_outcomes(path: Path) -> dict[int, dict[str, Any]]:
+    """Case -> its line; a line that was cut by a kill is left out."""
+    lines: dict[int, dict[str, Any]] = {}
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                line = json.loads(text)
+                lines[int(line["case"])] = line
+    return lines
+
+
+def write_outcomes(path: Path, lines: Mapping[int, Mapping[str, Any]]) -> None:
+    """Write all lines anew, in the order of their cases."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text("".join(json.dumps(lines[i]) + "\n" for i in sorted(lines)))
+    temporary.replace(path)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def environment(kind: Kind, options: Options) -> dict[str, str]:
+    """Of a worker: nothing of the user's own settings, one compile cache for all."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLJAX_", "JAX_", "XLA_", "LD_PRELOAD"))}
+    cache = options.out / "cache"
+    return kept | {
+        "PYTHONPATH": str(ROOT),
+        "MLJAX_CACHE": str(cache),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        "XLA_FLAGS": QUICK,
+        **kind.env,
+    }
+
+
+class Worker:
+    """A process that runs one case at a time."""
+
+    def __init__(self, kind: Kind, options: Options, log: Path, preload: Path | None = None):
+        env = environment(kind, options) | ({"LD_PRELOAD": str(preload)} if preload else {})
+        settings = json.dumps({**dataclasses.asdict(options), "out": str(options.out)})
+        command = [sys.executable, "-m", "benchmarks.torture.worker", kind.name, settings]
+        with log.open("a") as file:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file,
+                start_new_session=True, text=True, bufsize=1,
+            )  # fmt: skip
+
+    def run(self, index: int, limit: float) -> dict[str, Any]:
+        """The line of a case; of one that killed or hung the worker too."""
+        process, began = self.process, time.perf_counter()
+        assert process.stdin is not None and process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{index}\n")
+            process.stdin.flush()
+            if select.select([process.stdout], [], [], limit)[0]:
+                line = process.stdout.readline()
+            else:
+                self.close()
+                return _lost(index, "hung", f"no outcome after {limit:.0f} s", began)
+        if line:
+            return json.loads(line)
+        status = process.wait()
+        what = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        return _lost(index, "died", f"the process ended with {what}", began)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End it and whatever it has started in its session."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _lost(index: int, outcome: str, why: str, began: float) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - began, 3)
+    return {"case": index, "outcome": outcome, "why": why, "seconds": seconds}
+
+
+def run_kind(kind: Kind, count: int, options: Options, say: Callable[[str], None], preload: Path | None = None) -> None:
+    """Run the cases 0 .. count of a kind that have no outcome yet."""
+    path = options.out / f"{kind.name}.jsonl"
+    done = read_outcomes(path)
+    write_outcomes(path, done)
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for index in range(count):
+        if index not in done:
+            waiting.put(index)
+    every, lock, left = kind.categories(), threading.Lock(), waiting.qsize()
+    stop, workers = threading.Event(), list[Worker]()
+
+    def keep(line: dict[str, Any]) -> None:
+        nonlocal left
+        what = every[line["case"] % len(every)]
+        line = {"what": what, "units": kind.units.get(what, 1), **line}
+        with lock, path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+            left -= 1
+        if line["outcome"] != "ok":
+            say(f"{kind.name} {line['case']} ({what}): {line['outcome']}: {line['why']}")
+        elif left % 500 == 0:
+            say(f"{kind.name}: {left} cases left")
+
+    def work() -> None:
+        worker: Worker | None = None
+        while not stop.is_set():
+            try:
+                index = waiting.get_nowait()
+            except queue.Empty:
+                break
+            if worker is None or not worker.alive:
+                worker = Worker(kind, options, options.out / f"{kind.name}.log", preload)
+                workers.append(worker)
+            line = worker.run(index, kind.limit)
+            if not stop.is_set():
+                keep(line)
+        if worker is not None:
+            worker.close()
+
+    threads = [threading.Thread(target=work) for _ in range(max(1, min(options.jobs, kind.jobs, left)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.close()

@@ -9,7 +9,6 @@ A harness that was stopped goes on where it was; DIR holds a line for every case
 
 import argparse
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -56,10 +55,11 @@ def main(argv: list[str] | None = None) -> int:
                 harness.write_outcomes(path, {i: line for i, line in lines.items() if line["outcome"] == "ok"})
             began = time.perf_counter()
             preload = shim.build(out) if kind.shim else None
-            harness.run_kind(kind, counts[name], options, lambda text: print(text, file=sys.stderr, flush=True), preload)
+            harness.run_kind(
+                kind, counts[name], options, lambda text: print(text, file=sys.stderr, flush=True), preload
+            )
             report.took(out, name, time.perf_counter() - began)
             print(report.line(report.row(out, kind, counts[name])), flush=True)
-        shutil.rmtree(out / "cases" / "none", ignore_errors=True)
     rows = [report.row(out, KINDS[name], counts[name]) for name in names]
     print("\n" + report.table(rows))
     if args.report:

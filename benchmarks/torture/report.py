@@ -105,7 +105,10 @@ def check_same(out: Path, options: Options) -> None:
     before = _read(out / "run.json")
     if before and any(before.get(key) != value for key, value in info.items()):
         print(f"{out} holds outcomes of commit {before['commit']}, seed {before['seed']}; they are kept and added to.")
-        info["commit"] = f"{before['commit']}, then {info['commit']}" if info["commit"] not in before["commit"] else before["commit"]
+        if info["commit"] not in before["commit"].split(", then "):
+            info["commit"] = f"{before['commit']}, then {info['commit']}"
+        else:
+            info["commit"] = before["commit"]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     (out / "run.json").write_text(json.dumps({**info, "machine": machine}))
 

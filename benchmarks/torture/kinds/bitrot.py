@@ -53,12 +53,6 @@ def _template(shapes: dict[str, Any]) -> Any:
     return TrainState(**{name: tree.get(name, {}) for name in TrainState.__dataclass_fields__})
 
 
-def _weights(workdir: Path) -> Any:
-    with Checkpoints(workdir / "checkpoints" / "0", read_only=True) as checkpoints:
-        state = checkpoints.restore_params("best")
-        return [checkpoints.restored, {p: seal.crc(np.asarray(x)) for p, x in flatten(state).items() if x is not None}]
-
-
 def _meta(workdir: Path) -> Any:
     meta = rundir.load_meta(workdir)
     return [meta.name, meta.classes, *(None if x is None else seal.crc(x) for x in _arrays(meta))]
@@ -81,7 +75,6 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "finished": lambda workdir: json.dumps(_quietly(scoring.finished, workdir)),
     "state": _checkpoint("last"),
     "best": _checkpoint("best"),
-    "weights": _weights,
 }
 
 
@@ -90,10 +83,17 @@ def _quietly(function: Callable[[Path], Any], workdir: Path) -> Any:
         return function(workdir)
 
 
-def readers_of(name: str) -> list[str]:
-    """The readers that a file of a run directory concerns."""
+def readers_of(name: str, last: str, best: str) -> list[str]:
+    """The readers that a file of a run directory concerns.
+
+    Args:
+      last, best: the steps of these names; only their arrays are read, and the records of all.
+    """
     if name.startswith("checkpoints"):
-        return ["state", "best", "weights"]
+        _, _, step, part, *_ = [*name.split("/"), ""]
+        if part == "record":
+            return ["state", "best"]
+        return [reader for reader, read in (("state", last), ("best", best)) if step == read][:1]
     chosen = [name] if name in READERS else []
     return chosen + (["finished"] if name in ("report.json", "scores.npz", "meta.npz", "preprocessing.json") else [])
 
@@ -135,14 +135,17 @@ class Copy:
         self.run = self.base / "run"
         every = [p.relative_to(self.run).as_posix() for p in self.run.rglob("*") if p.is_file()]
         self.files = sorted(name for name in every if not name.startswith(NOT_READ))
-        self.whole = {reader: outcome(reader, self.run) for name in self.files for reader in readers_of(name)}
+        with Checkpoints(self.run / "checkpoints" / "0", read_only=True) as checkpoints:
+            self.last, self.best = str(checkpoints.latest), str(checkpoints.best)
+            leaves = {step: verify.record(checkpoints._path(step))["leaves"] for step in checkpoints.steps}
+            self.steps = {step: {p: entry[2] for p, entry in entries.items()} for step, entries in leaves.items()}
+        readers = {reader for name in self.files for reader in self.readers(name)}
+        self.whole = {reader: outcome(reader, self.run) for reader in readers}
         if bad := [reader for reader, (how, _) in self.whole.items() if how != "value"]:
             raise Failed(f"the undamaged run is not read by {bad}: {self.whole[bad[0]]}")
-        self.steps = {}
-        with Checkpoints(self.run / "checkpoints" / "0", read_only=True) as checkpoints:
-            for step in checkpoints.steps:
-                leaves = verify.record(checkpoints._path(step))["leaves"]
-                self.steps[step] = {path: entry[2] for path, entry in leaves.items()}
+
+    def readers(self, name: str) -> list[str]:
+        return readers_of(name, self.last, self.best)
 
     def judge(self, reader: str) -> str:
         """What is wrong with what a reader gives now; empty if nothing is."""
@@ -150,7 +153,7 @@ class Copy:
         if how == "error" or (how == "value" and value == self.whole[reader][1]):
             return ""
         read = value[0] if how == "said" else value
-        if reader in ("state", "best", "weights"):
+        if reader in ("state", "best"):
             step, arrays = read
             expected = {p: crc for p, crc in self.steps.get(step, {}).items() if p in arrays}
             if arrays != expected or not arrays:
@@ -176,10 +179,10 @@ def _shapes(folder: Path) -> None:
 
 
 def case(case: Case) -> dict[str, Any] | None:
-    if case.what == "cost of digests":
-        return _cost(case)
     if os.getpid() not in _copies:
         _copies[os.getpid()] = Copy(case)
+    if case.what == "cost of digests":
+        return _cost(case)
     copy = _copies[os.getpid()]
     name = copy.files[case.index % len(copy.files)]
     path = copy.run / name
@@ -188,7 +191,7 @@ def case(case: Case) -> dict[str, Any] | None:
     kept = other.read_bytes() if other is not None else b""
     how = _damage(path, before, other, kept, case)
     try:
-        wrong = [text for reader in readers_of(name) if (text := copy.judge(reader))]
+        wrong = [text for reader in copy.readers(name) if (text := copy.judge(reader))]
     finally:
         path.write_bytes(before)
         if other is not None:

@@ -19,7 +19,19 @@ VALUES = (
 )
 NAMES = (
     *("__init__", "__class__", "name", "lr", "", ".", "..", "a b", "é", "0", "stages", "self", "kwargs", "\x1b[2J"),
-    *("epochs", "width", "dropout", "net", "net.name", "schedule", "schedule.name", "groups", "x" * 300, "items", "get"),
+    *(
+        "epochs",
+        "width",
+        "dropout",
+        "net",
+        "net.name",
+        "schedule",
+        "schedule.name",
+        "groups",
+        "x" * 300,
+        "items",
+        "get",
+    ),
 )
 
 
@@ -49,7 +61,7 @@ def case(case: Case) -> dict[str, Any]:
 
 def _check_sentence(text: str, argv: list[str]) -> None:
     odd = [c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Cs")]
-    if not text.strip() or odd or len(text) > LONGEST or text[:1].islower():
+    if not text.strip() or odd or len(text) > LONGEST:
         raise Failed(f"{[a[:200] for a in argv]}: not one clear line ({len(text)} characters): {text[:300]!r}")
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from benchmarks.torture import processes, runs, shim
 from benchmarks.torture.harness import Case, Failed, Kind, once
+from mljax.rundir import step_folders
 
 SYSTEM = "baseline"
-HALF = 2 * runs.STEPS  # the step that every case starts from
 
 
 def case(case: Case) -> dict[str, Any]:
@@ -33,8 +33,9 @@ def case(case: Case) -> dict[str, Any]:
         raise Failed(f"status {status}, {case.what} {at}: {said.strip()[-300:]!r}")
     process = runs.resume(case, SYSTEM, workdir, expected)
     step = runs.resumed_at(process.err)
-    if step < HALF and "finished earlier" not in process.out:
-        raise Failed(f"resumed at step {step}, though step {HALF} was saved before {case.what} {at}")
+    before = max(step_folders.complete(half / "run" / "checkpoints" / "0"))
+    if step < before and "finished earlier" not in process.out:
+        raise Failed(f"resumed at step {step}, though step {before} was saved before {case.what} {at}")
     return {"status": status, "at": at}
 
 

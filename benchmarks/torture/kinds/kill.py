@@ -1,6 +1,5 @@
 """kill -9 anywhere, within saves and deletions, and within evaluations: the resumed run ends as an undisturbed one."""
 
-import os
 import signal
 import time
 from typing import Any
@@ -37,7 +36,7 @@ def case(case: Case) -> dict[str, Any]:
             at = runs.resumed_at(process.err)
             lost = sum(step > at for step in begun)
             if lost > 1:
-                raise Failed(f"resumed at step {at}, though saves of {begun} had begun")
+                raise Failed(f"resumed at step {at}, though the saves of {begun} were handed over")
     return {"figures": {"saves lost": lost}}
 
 
@@ -66,17 +65,16 @@ def _killed(
 
 
 def _record_saves(path: Any) -> None:
-    """Keep the step of every save that begins."""
+    """Keep the step of every save that is handed over: copied to the host, and being written."""
     from mljax.rundir.checkpoint import Checkpoints
 
     save = Checkpoints.save
 
     def recorded(self: Any, step: int, *args: Any, **kwargs: Any) -> bool:
+        result = save(self, step, *args, **kwargs)
         with path.open("a") as file:
             file.write(f"{step}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        return save(self, step, *args, **kwargs)
+        return result
 
     setattr(Checkpoints, "save", recorded)  # noqa: B010
 

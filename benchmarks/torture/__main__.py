@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.torture import harness, report, shim
+from benchmarks.torture import harness, pool, report, shim
 from benchmarks.torture.kinds import determinism
 from benchmarks.torture.kinds.all import KINDS
 
@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 harness.write_outcomes(path, {i: line for i, line in lines.items() if line["outcome"] == "ok"})
             began = time.perf_counter()
             preload = shim.build(out) if kind.shim else None
-            harness.run_kind(
-                kind, counts[name], options, lambda text: print(text, file=sys.stderr, flush=True), preload
-            )
+            pool.run_kind(kind, counts[name], options, lambda text: print(text, file=sys.stderr, flush=True), preload)
             report.took(out, name, time.perf_counter() - began)
             print(report.line(report.row(out, kind, counts[name])), flush=True)
     rows = [report.row(out, KINDS[name], counts[name]) for name in names]

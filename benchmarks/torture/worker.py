@@ -19,6 +19,7 @@ def main(name: str, settings: str) -> None:
     os.dup2(2, 1)
     values = json.loads(settings)
     options = Options(**{**values, "out": Path(values["out"])})
+    outcomes.write("ready\n")
     for line in sys.stdin:
         outcomes.write(json.dumps(run_case(KINDS[name], int(line), options)) + "\n")
 

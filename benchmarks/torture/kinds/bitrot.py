@@ -232,7 +232,8 @@ def _cost(case: Case) -> dict[str, Any]:
     """The time of all digests of a state, as a share of saving it and waiting until it is on the disk."""
     rng = np.random.default_rng(0)
     params = {str(i): rng.standard_normal(MIB * 2**20 // 4 // 8, np.float32) for i in range(8)}
-    state = TrainState(np.int32(1), params, {}, {}, None, np.zeros(2, np.uint32))
+    fields: Any = (np.int32(1), params, {}, {}, None, np.zeros(2, np.uint32))
+    state = TrainState(*fields)
     shares = []
     for attempt in range(5):
         began = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.torture import processes, runs
+from benchmarks.torture import pool, processes, runs
 from benchmarks.torture.harness import ROOT, Case, Failed, Kind, Options, make_case, once
 from mljax.data.source import Source
 
@@ -144,10 +144,7 @@ def _check_losses(made: list[float], expected: list[float]) -> dict[str, Any]:
 
 def write_golden(out: Path) -> None:
     """Make tests/golden/torture.json anew: for a change of order or losses that is meant."""
-    from benchmarks.torture import harness
-
-    if "MLJAX_CACHE" not in os.environ or os.environ.get("XLA_FLAGS") != harness.QUICK:
-        os.environ.update(harness.environment(KIND, Options(out)))
+    os.environ.update(pool.environment(KIND, Options(out)))
     case = make_case(KIND, 0, Options(out))
     golden = {
         "order": _in_fork(case, order),

@@ -8,7 +8,6 @@ A harness that was stopped goes on where it was; DIR holds a line for every case
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     names = args.kinds or list(KINDS)
     options = harness.Options(out, args.seed, 1.0 if args.count else args.share, args.jobs, args.keep)
-    counts = {name: args.count or math.ceil(KINDS[name].total * args.share) for name in names}
+    counts = {name: args.count or KINDS[name].count(args.share) for name in names}
     if not args.report:
         out.mkdir(parents=True, exist_ok=True)
         report.check_same(out, options)
@@ -57,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             preload = shim.build(out) if kind.shim else None
             pool.run_kind(kind, counts[name], options, lambda text: print(text, file=sys.stderr, flush=True), preload)
             report.took(out, name, time.perf_counter() - began)
-            print(report.line(report.row(out, kind, counts[name])), flush=True)
-    rows = [report.row(out, KINDS[name], counts[name]) for name in names]
+            print(report.line(report.row(out, kind, counts[name], options.share)), flush=True)
+    rows = [report.row(out, KINDS[name], counts[name], options.share) for name in names]
     print("\n" + report.table(rows))
     if args.report:
         report.write(out, rows)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import shutil
 import time
 import zlib
@@ -61,6 +62,7 @@ class Kind:
       jobs: workers at once, at most.
       env: of the workers, besides that of all.
       shim: whether workers run with the shim for faults (`benchmarks.torture.shim`).
+      scales: of a share all cases are run, each shortened by itself.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Kind:
     jobs: int = 8
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shim: bool = False
+    scales: bool = False
 
     @property
     def total(self) -> int:
@@ -83,10 +86,19 @@ class Kind:
         order = np.random.default_rng(zlib.crc32(self.name.encode())).permutation(len(every))
         return [every[i] for i in order]
 
-    def planned(self, count: int) -> int:
+    def count(self, share: float) -> int:
+        """Cases of a share of the plan."""
+        return self.total if self.scales else math.ceil(self.total * share)
+
+    def planned(self, count: int, share: float = 1.0) -> int:
         """Units of so many cases."""
         every = self.categories()
-        return sum(self.units.get(every[i % len(every)], 1) for i in range(count))
+        return sum(self.units_of(every[i % len(every)], share) for i in range(count))
+
+    def units_of(self, what: str, share: float) -> int:
+        """What a case of a category counts for."""
+        whole = self.units.get(what, 1)
+        return max(1, round(whole * share)) if self.scales else whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +126,8 @@ def make_case(kind: Kind, index: int, options: Options) -> Case:
 def run_case(kind: Kind, index: int, options: Options) -> dict[str, Any]:
     """Run a case -> the line that is kept of it."""
     case, began = make_case(kind, index, options), time.perf_counter()
-    line: dict[str, Any] = {"case": index, "what": case.what, "outcome": "ok", "units": kind.units.get(case.what, 1)}
+    line: dict[str, Any] = {"case": index, "what": case.what, "outcome": "ok"}
+    line["units"] = kind.units_of(case.what, options.share)
     try:
         line |= {k: v for k, v in (kind.case(case) or {}).items() if k not in line}
     except Failed as error:

@@ -107,7 +107,7 @@ def run_kind(kind: Kind, count: int, options: Options, say: Callable[[str], None
     def keep(line: dict[str, Any]) -> None:
         nonlocal left
         what = every[line["case"] % len(every)]
-        line = {"what": what, "units": kind.units.get(what, 1), **line}
+        line = {"what": what, "units": kind.units_of(what, options.share), **line}
         with lock, path.open("a") as file:
             file.write(json.dumps(line) + "\n")
             left -= 1

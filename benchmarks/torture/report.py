@@ -37,7 +37,7 @@ class Row:
     why: tuple[str, ...] = ()
 
 
-def row(out: Path, kind: Kind, count: int) -> Row:
+def row(out: Path, kind: Kind, count: int, share: float = 1.0) -> Row:
     """The outcomes of a kind, of its first `count` cases."""
     lines = [line for i, line in read_outcomes(out / f"{kind.name}.jsonl").items() if i < count]
     bad = [line for line in lines if line["outcome"] != "ok"]
@@ -49,7 +49,7 @@ def row(out: Path, kind: Kind, count: int) -> Row:
         name=kind.name,
         goal=kind.goal,
         full=kind.planned(kind.total),
-        planned=kind.planned(count),
+        planned=kind.planned(count, share),
         run=sum(line["units"] for line in lines),
         failures=sum(line.get("bad", line["units"] if line["outcome"] != "ok" else 0) for line in lines),
         worst=max((line["seconds"] for line in lines), default=0.0),

@@ -103,4 +103,5 @@ KIND = Kind(
     units={"steps": STEPS},
     case=case,
     limit=3600.0,
+    scales=True,
 )

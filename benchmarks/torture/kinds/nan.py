@@ -1,7 +1,10 @@
 """Numbers that are not finite, at six places: the run stops within a step, names it, and never saves them."""
 
 import dataclasses
+import json
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,8 @@ import numpy as np
 from benchmarks.torture import processes, runs
 from benchmarks.torture.harness import Case, Failed, Kind
 
-EPOCHS = 6
+EPOCHS = 10
+AFTER = 3  # steps that may have begun by the time that the bad one is known: the host is that far ahead
 SYSTEMS = ("baseline", "sst", "role")
 PLACES = ("input", "label", "loss weight", "gradient", "params", "memory")
 
@@ -21,10 +25,14 @@ def case(case: Case) -> dict[str, Any]:
     at = int(case.rng.integers(1, EPOCHS * runs.STEPS - 3))  # the step, from 0, that gets the first bad number
     value = (np.nan, np.inf, -np.inf)[int(case.rng.integers(3))]
     workdir, steps = case.folder / "run", case.folder / "steps"
+    evaluated, stopped = (1, EPOCHS)[int(case.rng.integers(2))], bool(case.rng.random() < 0.2)
     argv = runs.argv(system, workdir, f"--config.log_every={every}", f"--config.optim.epochs={EPOCHS}")
-    process = processes.forked(argv, case.folder / "log", hook=lambda: _inject(place, at, value, steps))
+    argv.append(f"--config.eval.every={evaluated}")
+    process = processes.forked(argv, case.folder / "log", hook=lambda: _inject(place, at, value, steps, stopped))
     status, said = process.wait(runs.LIMIT), process.err.strip()
     where = f"{value} in {place} of {system} at step {at + 1}"
+    if stopped and status in (130, 143):  # by SIGTERM in that very step: what was bad must still not be saved
+        status, said = 2, f"mljax: step {at + 1}"
     if "Traceback" in said or status != 2:
         raise Failed(f"{where}: status {status}, {said[-300:]!r}")
     message = said.rpartition("mljax: ")[2]
@@ -35,11 +43,13 @@ def case(case: Case) -> dict[str, Any]:
     saved.wait(runs.LIMIT)
     _check_saved(case.folder / "read", where, at)
     dispatched = len(steps.read_text().split()) - at - 1
+    if dispatched > AFTER:
+        raise Failed(f"{where}: {dispatched} more steps were begun")
     return {"figures": {"steps begun after it": dispatched}}
 
 
-def _inject(place: str, at: int, value: float, steps: Path) -> None:
-    """Change step `at`: the batch that it gets, or the state."""
+def _inject(place: str, at: int, value: float, steps: Path, stopped: bool) -> None:
+    """Change step `at`: the batch that it gets, or the state; if `stopped`, with SIGTERM in the same step."""
     from mljax import parallel
 
     compile_step = parallel.compile_step
@@ -56,6 +66,8 @@ def _inject(place: str, at: int, value: float, steps: Path) -> None:
             count[1] += 1
             with steps.open("a") as file:
                 file.write(f"{count[1]}\n")
+            if stopped and count[1] == at + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
             return step(_bad_state(state, place, value) if count[1] == at + 1 else state, batch)
 
         return bad_step, place_state, bad_batch
@@ -95,9 +107,6 @@ def _bad_state(state: Any, place: str, value: float) -> Any:
 
 def _read(workdir: Path, report: Path) -> None:
     """In a fork: the steps that were saved, and those with a number that is not finite."""
-    import json
-    import os
-
     from mljax.rundir import manifest
     from mljax.rundir.checkpoint import Checkpoints
     from mljax.trees import flatten
@@ -114,8 +123,6 @@ def _read(workdir: Path, report: Path) -> None:
 
 
 def _check_saved(report: Path, where: str, at: int) -> None:
-    import json
-
     if not report.is_file():
         raise Failed(f"{where}: what was saved cannot be read")
     read = json.loads(report.read_text())

@@ -17,7 +17,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 GROWTH = 0.02
 # A step of few operations, evaluated and saved fifty times.
 TINY = (
-    *("--config.backbone.widths=(4,4,4,4)", "--config.input.size=16", "--config.data.size=32"),
+    *("--config.backbone.widths=(4,4,4,4)", "--config.input.size=16", "--config.data.size=48"),
     *("--config.data.train_images=64", "--config.data.test_images=8", "--config.input.threads=2"),
     *("--config.optim.batch_size=2", "--config.eval.batch_size=8", "--config.log_every=100"),
 )

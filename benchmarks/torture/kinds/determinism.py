@@ -19,8 +19,8 @@ from mljax.data.source import Source
 GOLDEN = ROOT / "tests" / "golden" / "torture.json"
 IMAGES, EPOCHS, BATCH = 1000, 2, 50
 STEPS = 100
-# Rates of plain SGD, by which a rounding error does not grow: code for AVX alone and for AVX-512 stays within 3e-7 over the
-# 100 steps, where AdamW at the usual rates ends percents apart.
+# Rates of plain SGD, by which a rounding error does not grow: programs for AVX alone stay within 3e-7 of those for
+# AVX-512 over the 100 steps, where AdamW at the usual rates ends percents apart.
 SYSTEMS = {"cmsg": 1e-4, "sst": 1e-3, "role": 1e-3}
 TOLERANCE = 1e-5  # of a loss, relative: processors differ in the order of their sums
 READERS = {

@@ -71,7 +71,7 @@ def _judge(points: list[tuple[int, int, int]], steps: int) -> dict[str, Any]:
     if not len(early) or not len(late):
         raise Failed(f"too few measurements: {len(early)} after the warm-up, {len(late)} at the end")
     growth = float(np.median(late[:, 1]) / np.median(early[:, 1]) - 1)
-    opened = int(np.median(late[:, 2]) - np.median(early[:, 2]))
+    opened = int(late[:, 2].min() - early[:, 2].min())  # a save that is under way has some more for a moment
     if growth >= GROWTH:
         raise Failed(f"memory grew by {growth:.2%}, from {np.median(early[:, 1]) / 2**20:.0f} MiB, in {steps} steps")
     if opened:

@@ -12,10 +12,11 @@ from benchmarks.torture import processes, runs
 from benchmarks.torture.harness import ROOT, Case, Failed, Kind
 from benchmarks.torture.kinds.determinism import GOLDEN
 
-STEPS, WARM = 50_000, 0.1
+STEPS, EVALUATIONS = 50_000, 200  # memory settles over the first fifty saves: freed blocks that fit later ones
+WARM, WINDOW = 0.3, 0.1  # shares of the steps
 PAGE = os.sysconf("SC_PAGE_SIZE")
 GROWTH = 0.02
-# A step of few operations, evaluated and saved fifty times.
+# A step of few operations, evaluated and saved two hundred times.
 TINY = (
     *("--config.backbone.widths=(4,4,4,4)", "--config.input.size=16", "--config.data.size=48"),
     *("--config.data.train_images=64", "--config.data.test_images=8", "--config.input.threads=2"),
@@ -30,7 +31,7 @@ def case(case: Case) -> dict[str, Any] | None:
 def _soak(case: Case) -> dict[str, Any]:
     epochs = max(20, round(STEPS * case.share / 32))
     argv = runs.argv("baseline", case.folder / "run", *TINY, f"--config.optim.epochs={epochs}")
-    argv.append(f"--config.eval.every={max(1, epochs // 50)}")
+    argv.append(f"--config.eval.every={max(1, epochs // EVALUATIONS)}")
     process, points = processes.forked(argv, case.folder / "log"), []
     with processes.ending(process):
         while process.poll() is None:
@@ -60,14 +61,14 @@ def _usage(pid: int) -> tuple[int, int]:
 
 
 def _judge(points: list[tuple[int, int, int]], steps: int) -> dict[str, Any]:
-    """Compare the tenth after the warm-up with the last tenth.
+    """Compare the tenth of the steps after the warm-up with the last tenth.
 
     Args:
       points: (step, resident bytes, descriptors) over time.
     """
     seen = np.array([p for p in points if p[0] and p[1]])
-    early = seen[(seen[:, 0] > WARM * steps) & (seen[:, 0] <= 2 * WARM * steps)]
-    late = seen[seen[:, 0] > (1 - WARM) * steps][:-1]
+    early = seen[(seen[:, 0] > WARM * steps) & (seen[:, 0] <= (WARM + WINDOW) * steps)]
+    late = seen[seen[:, 0] > (1 - WINDOW) * steps][:-1]
     if not len(early) or not len(late):
         raise Failed(f"too few measurements: {len(early)} after the warm-up, {len(late)} at the end")
     growth = float(np.median(late[:, 1]) / np.median(early[:, 1]) - 1)

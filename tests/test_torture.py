@@ -2,6 +2,8 @@
 
 import json
 import signal
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,10 +198,12 @@ def test_what_was_saved_after_a_bad_number_is_a_failure(tmp_path):
 
 
 @pytest.mark.slow
-def test_some_cases_of_every_kind(tmp_path, capfd):
-    """Through the command, with its workers, forks and faults."""
-    names = ("disk", "nan", "hostile")
-    command.main([*names, "--count=2", f"--out={tmp_path}"])
+def test_a_case_through_workers_forks_and_faults(tmp_path):
+    cache = Path(tempfile.gettempdir()) / "mljax-test-torture"  # compiled once for all runs of this test
+    cache.mkdir(exist_ok=True)
+    (tmp_path / "cache").symlink_to(cache)
+    names = ("disk", "hostile")
+    assert command.main([*names, "--count=1", f"--out={tmp_path}"]) == 0
     for name in names:
-        outcomes = harness.read_outcomes(tmp_path / f"{name}.jsonl")
-        assert len(outcomes) == 2 and {line["outcome"] for line in outcomes.values()} == {"ok"}, outcomes
+        (line,) = harness.read_outcomes(tmp_path / f"{name}.jsonl").values()
+        assert line["outcome"] == "ok"

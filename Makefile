@@ -7,7 +7,7 @@ XLA_CPU := --xla_cpu_experimental_ynn_fusion_type=-individual_convolution
 # glibc keeps freed memory for the next step instead of having the kernel clear it anew (benchmarks/speed.md).
 KEEP := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_ARENA_MAX=1
 
-.PHONY: venv demo test slow timing parity bench notebook lint lock clean
+.PHONY: venv demo test slow timing torture parity bench notebook lint lock clean
 
 venv: $(BIN)/.ready
 
@@ -33,6 +33,11 @@ slow: venv
 TIMING ?= test
 timing: venv
 	$(BIN)/python tools/timing.py $(if $(filter ci,$(TIMING)),.ci/run,$(MAKE) --no-print-directory $(TIMING))
+
+# Reliability, counted (benchmarks/reliability.md), about 2 hours; a share of it: make torture TORTURE="--share=0.02"
+TORTURE ?=
+torture: venv
+	$(BIN)/python -m benchmarks.torture $(TORTURE)
 
 $(PARITY)/.ready: requirements.lock pyproject.toml
 	test -x $(PARITY)/python || $(PYTHON) -m venv .venv-parity

@@ -9,7 +9,8 @@ from typing import Any
 
 from benchmarks.torture import processes, shim
 from benchmarks.torture.harness import Case, Failed, once
-from mljax import seal, verify
+from mljax import seal
+from mljax.rundir import verify
 from mljax.rundir.checkpoint import Checkpoints
 
 EPOCHS, STEPS = 4, 3  # steps of an epoch; every epoch is evaluated and saved

@@ -18,10 +18,10 @@ import numpy as np
 
 from benchmarks.torture import processes, runs
 from benchmarks.torture.harness import Case, Failed, Kind, once
-from mljax import rundir, scoring
+from mljax import rundir, scoring, seal
 from mljax.config.text import to_json
 from mljax.errors import UserError
-from mljax.rundir import seal, verify
+from mljax.rundir import verify
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.measurements import read_metrics
 from mljax.trees import flatten

@@ -2,13 +2,14 @@
 
 import errno
 import io
+import json
 import math
 import os
 import stat
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -58,6 +59,28 @@ def read_regular(path: str | os.PathLike[str], limit: int | None = None) -> byte
     """The bytes of a regular file; see `open_regular`."""
     with open_regular(path, limit) as file:
         return file.read()
+
+
+def parse_json(text: str | bytes, **options: Any) -> Any:
+    """`json.loads` of a text that may be nested beyond what Python can read.
+
+    Raises:
+      ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+      OSError: it cannot be read, or is not a regular file.
+      ValueError: it is not JSON, or nested too deeply.
+    """
+    return parse_json(read_regular(path))
 
 
 def _check(status: os.stat_result, path: str | os.PathLike[str], limit: int | None) -> None:

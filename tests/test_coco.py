@@ -75,9 +75,10 @@ def test_broken_trees(tree, tmp_path):
     path.write_text(json.dumps({**content, "categories": content["categories"][:3]}))
     with pytest.raises(UserError, match="has 3 categories, of which 3 are COCO's 80"):
         coco("train", root=str(root))
-    path.write_text(json.dumps(content)[:-40])
-    with pytest.raises(UserError, match="is not a COCO instances file"):
-        coco("train", root=str(root))
+    for text in (json.dumps(content)[:-40], "[" * 1_000_000, '{"images":' * 100_000):  # also nested beyond measure
+        path.write_text(text)
+        with pytest.raises(UserError, match="is not a COCO instances file"):
+            coco("train", root=str(root))
 
 
 def test_2017(tree):

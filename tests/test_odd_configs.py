@@ -150,3 +150,9 @@ def test_nothing_that_a_command_makes_is_writable_by_everybody(surroundings, tmp
         os.umask(before)
     for name in ("made", "file"):
         assert not (tmp_path / name).stat().st_mode & stat.S_IWOTH
+
+
+@pytest.mark.parametrize("key", ["optim.lr", "loss.gamma_pos", "system.width", "eval.threshold"])
+def test_a_number_of_400_digits(key):
+    with pytest.raises(UserError, match=f"config.{key}.*number is too large"):
+        overridden(read_config("configs/cmsg.py"), [(key, "9" * 400)])

@@ -211,6 +211,7 @@ def zipped(path: Path, name: str, mode: int = 0) -> Path:
         (".", 0, "leads out"), ("./", 0o100644, ""), ("..", 0, "leads out"), ("a/../../b", 0, "leads out"),
         ("/x", 0, "leads out"), ("C:\\x", 0, "leads out"), ("x", 0o120777, "is a link"), ("x", 0o010644, "plain file"),
         ("x", 0o020644, "plain file"), ("x", 0o060644, "plain file"), ("x", 0o140644, "plain file"),
+        ("x" * 300, 0, "too long"), ("é" * 125, 0, "too long"), ("a/" * 1200, 0, "too long"),
     ],
 )  # fmt: skip
 def test_members_of_a_zip_that_lead_out(tmp_path, name, mode, message):

@@ -1,6 +1,5 @@
 """Where things stand in images of VOC, of COCO and of what was packed of them, read when label bias asks for it."""
 
-import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.data.source import Instances
 from mljax.errors import UserError
 
@@ -54,7 +54,7 @@ class CocoInstances:
 
     @cached_property
     def _table(self) -> dict[str, Instances]:
-        content: dict[str, Any] = json.loads(self.path.read_text())
+        content: dict[str, Any] = untrusted.read_json(self.path)
         column = {category["id"]: self.classes.index(category["name"]) for category in content["categories"]}
         found: dict[int, list[dict[str, Any]]] = {}
         for item in content["annotations"]:

@@ -4,13 +4,13 @@ Layout: ROOT/coco/ or ROOT/ holds annotations/instances_{train,val}{year}.json a
 Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.data._instances import CocoInstances
 from mljax.data.files import Absent, data_folder, fingerprint
 from mljax.data.source import Files, Source
@@ -168,7 +168,7 @@ def _folder(root: str | None, name: str) -> Path:
 def _labels(path: Path) -> tuple[list[str], np.ndarray]:
     """File names in the order of the file, and (N 80) uint8 in the order of category ids."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = untrusted.read_json(path)
         images = {image["id"]: image["file_name"] for image in content["images"]}
         categories = sorted(content["categories"], key=lambda category: category["id"])
         instances = [(a["image_id"], a["category_id"]) for a in content["annotations"]]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.cache import atomic_write
 from mljax.data.files import some
 from mljax.data.source import Source
@@ -154,7 +155,7 @@ def check(path: Path, sources: list[Source]) -> list[str]:
 def _read(path: Path) -> dict[str, dict[str, str]]:
     """{name of a split: {id: digest}}."""
     try:
-        table = json.loads(path.read_text())
+        table = untrusted.read_json(path)
         if not isinstance(table, dict) or not all(isinstance(digests, dict) for digests in table.values()):
             raise ValueError("other content")
         for digest in (digest for digests in table.values() for digest in digests.values()):

@@ -1,10 +1,10 @@
 """Which positive of an image an annotator names first: label bias from the instances of a source, or from weights."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.data.files import some
 from mljax.data.source import Source
 from mljax.errors import UserError, nearest
@@ -67,7 +67,7 @@ def _class_weights(weights: str, classes: tuple[str, ...]) -> np.ndarray:
         )
     path = Path(weights).expanduser()
     try:
-        found = json.loads(path.read_text())
+        found = untrusted.read_json(path)
         values = {str(name): float(value) for name, value in found.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(

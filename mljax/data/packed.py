@@ -5,7 +5,6 @@ where it is known where things stand, and `done.json` once everything is there. 
 and renamed, so that an interrupted packing goes on where it stopped: what has its name is whole.
 """
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.data._instances import PackedInstances
 from mljax.data._records import Records, open_shard
 from mljax.data.files import data_folder
@@ -89,7 +89,7 @@ def _array(folder: Path, name: str, shape: tuple[int, int]) -> np.ndarray:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return untrusted.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}): pack the split again.") from None
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.cache import atomic_write, cache_dir
 from mljax.data import _example
 from mljax.data._records import Records
@@ -151,7 +152,7 @@ def _prepared(
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return untrusted.read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}): prepare the data set again.") from None
 

@@ -15,6 +15,8 @@ from mljax.untrusted import SPARE, open_regular, open_zip
 
 RATIO = 20  # bytes unpacked for one of the archive, at most; annotations in JSON take a fourth of their size
 MAX_DIRECTORY = 64 << 20  # bytes of the list of members of a zip file: half a million photos
+LONGEST = 240  # bytes of a file's name: systems end at 255, and a file that is written has a longer one
+LONGEST_PATH = 2000  # characters of a member's name with its folders
 Member = tuple[Path, str, int, Callable[[], IO[bytes] | None]]  # where it goes, its name, its size, its content
 
 
@@ -107,6 +109,9 @@ def _target(path: Path, folder: Path, name: str, odd: str, *, is_folder: bool) -
     target = folder / pure
     inside = not pure.is_absolute() and ".." not in pure.parts and ":" not in (pure.parts or ("",))[0]
     inside = inside and "\0" not in name and (is_folder or bool(pure.parts))  # "." is the folder itself
+    longest = max((len(part.encode("utf-8", "surrogatepass")) for part in pure.parts), default=0)
+    if longest > LONGEST or len(name) > LONGEST_PATH:
+        raise UserError(f"The archive {str(path)!r} has a member whose name is too long: it is not the published one.")
     if odd or not inside or not target.resolve().is_relative_to(folder.resolve()):
         what = f"is {odd}" if odd else "leads out of the folder"
         raise UserError(f"The archive {str(path)!r} has a member {name!r} that {what}: it is not the published one.")

@@ -8,13 +8,13 @@ Krishna et al., "Visual Genome", IJCV 2017; Chen et al., "Learning Semantic-Spec
 Multi-Label Image Recognition", ICCV 2019.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from mljax import untrusted
 from mljax.data.files import Absent, check_once, data_folder, fingerprint, rows_present, text_lines
 from mljax.data.labels import spelled_twice
 from mljax.data.source import Files, Source
@@ -85,7 +85,7 @@ def _find(root: str | None, split: str) -> Path:
 def _labels(path: Path, ids: Sequence[str], size: int, listing: Path) -> np.ndarray:
     """(N size) uint8."""
     try:
-        table = json.loads(path.read_text())
+        table = untrusted.read_json(path)
         if not isinstance(table, dict):
             raise ValueError("a table of file names is expected")
     except (OSError, ValueError) as error:

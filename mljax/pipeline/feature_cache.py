@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from mljax import untrusted
 from mljax.cache import cache_dir
 from mljax.data.source import Source
 from mljax.errors import UserError
@@ -110,7 +111,7 @@ def endpoints(
 def _open(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, str]] | None:
     """The maps of an entry and which rows of it could not be read, and why; None if it is absent or damaged."""
     try:
-        done = json.loads((folder / "done.json").read_text())
+        done = untrusted.read_json(folder / "done.json")
         maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in done["endpoints"]}
         unreadable = {int(row): str(why) for row, why in done.get("unreadable", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mljax import seal
+from mljax import seal, untrusted
 from mljax.cache import atomic_write
 from mljax.errors import UserError, remedy
 
@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise UserError(f"There is no folder {path.parent}; give the --workdir of a run.")
         raise UserError(f"{path.parent} holds no {path.name}; give the --workdir of a run.")
     try:
-        content = json.loads(path.read_text())
+        content = untrusted.read_json(path)
         if not isinstance(content, dict):
             raise seal.Broken("it is not a JSON object")
         return seal.unsealed(content)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mljax import untrusted
 from mljax.errors import UserError
 from mljax.interrupt import remove_at_end
 
@@ -83,7 +84,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 def _in_use(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text())
+        owner = untrusted.read_json(path)
         who = f"process {int(owner['pid'])} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"

@@ -4,7 +4,6 @@ Trees are handled as {"a/b/c": array}, and only nested dicts are written, so tha
 matters to a file.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mljax import seal
+from mljax import seal, untrusted
 from mljax.errors import UserError, nearest
 from mljax.trees import nest
 
@@ -57,7 +56,7 @@ def read(folder: Path) -> dict[str, Any]:
       OSError: it cannot be read.
     """
     try:
-        content = json.loads((folder / "record" / "metadata").read_text())
+        content = untrusted.read_json(folder / "record" / "metadata")
     except ValueError:
         raise BadRecord("its record cannot be read") from None
     try:

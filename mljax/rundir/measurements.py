@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mljax import seal
+from mljax.untrusted import parse_json
 
 NAME, DAMAGED = "metrics.jsonl", "metrics.damaged.jsonl"
 log = logging.getLogger("mljax")
@@ -27,7 +28,7 @@ def parse(text: str) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
         if not text_line.endswith("\n"):
             continue
         try:
-            entry = seal.unsealed(json.loads(text_line))
+            entry = seal.unsealed(parse_json(text_line))
             good.append((text_line, entry | {"stage": int(entry["stage"]), "step": int(entry["step"])}))
         except (ValueError, TypeError, KeyError):
             damaged.append(text_line)

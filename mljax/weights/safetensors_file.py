@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from mljax.errors import UserError
-from mljax.untrusted import MAX_DIMENSIONS, open_regular
+from mljax.untrusted import MAX_DIMENSIONS, open_regular, parse_json
 
 METADATA = "mljax"  # the entry of a file's metadata in which `write` keeps what it was given
 MAX_HEADER = 8 << 20  # bytes; names and shapes of the largest nets take less than one
@@ -53,7 +53,7 @@ def read_header(path: Path) -> tuple[memoryview, dict[str, Any], dict[str, str]]
         raise ValueError("the header is cut")
     if length > MAX_HEADER:
         raise ValueError(f"the header has {length:,} bytes, at most {MAX_HEADER:,} are read")
-    header = json.loads(bytes(data[8 : 8 + length]), object_pairs_hook=_once)
+    header = parse_json(bytes(data[8 : 8 + length]), object_pairs_hook=_once)
     metadata = header.pop("__metadata__", None) or {}
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("the metadata are not text")

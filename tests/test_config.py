@@ -89,8 +89,10 @@ def test_overrides_keep_types():
     override(found, "parallel", "pmap")
     override(found, "cache.train_views", "320,320:flip")
     override(found, "backbone.widths", "(8,8,8,8)")
+    override(found, "backbone.endpoints", "8,16")  # names, though they look like numbers
     override(found, "system.position", "true")
     assert found.optim.epochs == 3 and found.optim.lr == 1.0 and isinstance(found.optim.lr, float)
+    assert found.backbone.widths == (8, 8, 8, 8) and found.backbone.endpoints == ("8", "16")
     assert found.cache.train_views == ("320", "320:flip") and found.system.position is True
 
 

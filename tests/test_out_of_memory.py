@@ -13,6 +13,12 @@ from mljax.bench import model as bench_model
 from mljax.errors import UserError
 
 
+SMALL = (  # a program that is compiled often
+    *("--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32"),
+    *("--config.backbone.widths=4,4,4,4", "--config.backbone.endpoints=4,"),
+)
+
+
 def tiny(**changes):
     found = toy.config("baseline", **{"devices": 1, **changes})
     found.backbone.widths, found.input.size = (4, 4, 4, 4), 32
@@ -54,7 +60,7 @@ def test_a_step_that_is_exhausted_does_not_fit(monkeypatch):
 
 def test_find_batch_command(capsys):
     """Half of what a batch of 64 holds fits less than 64, and what is found does fit."""
-    flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32"]
+    flags = [*SMALL]
     model = bench_model.Model(command.configured(*reversed(command.arguments(flags))))
     need = {size: model.training(size).memory for size in (32, 64)}
     limit = (need[32] + need[64]) / 2
@@ -128,7 +134,7 @@ def test_a_full_evaluation_keeps_what_was_trained(monkeypatch, capsys, tmp_path,
 
 def test_find_batch_of_an_evaluation(capsys):
     """It holds no gradients and no optimiser, so more fits than of training."""
-    flags = ["--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32", "--find-batch"]
+    flags = [*SMALL, "--find-batch"]
     model = bench_model.Model(command.configured(*reversed(command.arguments(flags))))
     limit = model.training(32).memory
     assert command.main([*flags, "--only=infer", f"--memory={limit / 1e9}"]) == 0

@@ -56,8 +56,9 @@ def override(config: Config, key: str, text: str) -> None:
     old = section.get(last)
     if old is None and last in section and section.get_type(last) is str:
         old = ""  # a text that is not set yet
-    if last not in section and "," in text and isinstance(_default(where, section.get("name"), last), tuple):
-        old = ()
+    if last not in section and "," in text:
+        default = _default(where, section.get("name"), last)
+        old = default if isinstance(default, tuple) else old
     value = _value(old, key, text)
     outdated = _outdated(where, section, value) if last == "name" and value != old else set()
     try:
@@ -177,6 +178,8 @@ def _value(old: Any, key: str, text: str) -> Any:
         value = tuple(value)
     if isinstance(old, tuple) and not isinstance(value, tuple):
         value = tuple(v for v in text.split(",") if v) if isinstance(value, str) else (value,)
+    if isinstance(old, tuple) and old and all(isinstance(item, str) for item in old):
+        value = tuple(map(str, value))  # names that are numbers, as in backbone.endpoints=8,16
     # "none" is a choice of some settings (config.system.mode, config.vectors), and the absence of weights
     nothing = value is None and (text == "None" or key == "weights.name")
     if isinstance(old, str) and not nothing:

@@ -21,7 +21,7 @@ def to_array(known: Known | None, count: int, experiment: Experiment) -> np.ndar
     array = np.zeros((count, 2, len(classes)), np.float32)
     if known is None:
         return array
-    if not hasattr(experiment.system, "given"):
+    if not hasattr(experiment.system, "known_labels"):
         raise UserError(
             f"The system {experiment.config.system.name!r} does not take known labels; leave out `known`, or train a"
             " 'c_tran'."

@@ -116,13 +116,13 @@ def measure(scores: np.ndarray, source: Source, config: Config) -> dict[str, Any
 def scored_split(experiment: Experiment, source: Source) -> Source:
     """The split that a system is scored on: labels that an evaluation lets it know do not count in average precision.
 
-    A system that predicts with known labels has the hook `given(index) -> (N l)` and the setting `eval_known`.
+    A system that predicts with known labels has the hook `known_labels(index) -> (N l)` and the setting `eval_known`.
     """
     share = experiment.config.system.get("eval_known", 0.0)
-    given: Any = getattr(experiment.system, "given", None)
-    if given is None or not share:
+    known_labels: Any = getattr(experiment.system, "known_labels", None)
+    if known_labels is None or not share:
         return source
-    known = given(np.arange(len(source))) & (source.observed > 0)
+    known = known_labels(np.arange(len(source))) & (source.observed > 0)
     scored = np.where(known, 0, source.scored).astype(source.scored.dtype)
     return dataclasses.replace(source, name=f"{source.name}, {100 * share:g} % of the labels given", scored=scored)
 

@@ -211,7 +211,7 @@ class SystemHooks(Protocol):
         """
         ...
 
-    def given(self, index: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N l"]:
+    def known_labels(self, index: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N l"]:
         """Labels that an evaluation gives to the system as input, of images by their index; they are not scored."""
         ...
 

@@ -188,7 +188,7 @@ class CTran(nn.Module):
             batch = {**batch, "known": known.astype(jnp.float32) * batch["observed"]}
         return self(batch, train=False).logits
 
-    def given(self, index: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N l"]:
+    def known_labels(self, index: Int[np.ndarray, "N"]) -> Bool[np.ndarray, "N l"]:
         """The labels that `scores` takes as known in an evaluation; they do not count in average precision."""
         return np.asarray(known_in_evaluation(self.eval_known, index, self.meta.num_labels))
 

@@ -185,7 +185,7 @@ def find(kind: str, name: str) -> Callable[..., Any]:
     for file in likely:
         table, problem = _table(kind, file)
         if problem:
-            raise UserError(f"{problem}; mend the file, or remove it.")
+            raise UserError(f"{problem}; fix the file or delete it.")
         if name in table:
             return _complete(kind, table[name])
     if name not in names(kind):

@@ -244,13 +244,20 @@ def init_variables(experiment: Experiment, seed: int) -> dict[str, Any]:
     batch = example_batch(experiment, 2)
     key, draw = jax.random.split(jax.random.key(seed))
 
+    def variables_of(rngs: Any, batch: Any) -> Any:
+        result, variables = experiment.system.init_with_output(rngs, batch, jnp.int32(0), method="loss")
+        if not (isinstance(result, tuple) and len(result) == 2 and jnp.ndim(result[0]) == 0):
+            name, kind = experiment.config.system.name, type(result).__name__
+            raise UserError(f"`loss` of the system {name!r} returns a {kind}; expected (loss, {{name: value}}).")
+        return variables
+
     def init(keys: Any) -> Any:
         rngs = {"params": keys[0], "dropout": keys[1], "draw": keys[1]}
         prepared = experiment.prepare(batch)
         if axis_of(experiment.config.parallel) is None:
-            return experiment.system.init(rngs, prepared, jnp.int32(0), method="loss")
+            return variables_of(rngs, prepared)
         # collectives need their axis at initialisation too: one device stands for all
-        lift = jax.vmap(lambda b: experiment.system.init(rngs, b, jnp.int32(0), method="loss"), axis_name="data")
+        lift = jax.vmap(lambda b: variables_of(rngs, b), axis_name="data")
         return jax.tree.map(lambda x: x[0], lift(jax.tree.map(lambda x: x[None], prepared)))
 
     variables = tracing.pruned(init)((key, draw))

@@ -5,7 +5,11 @@ import re
 
 import pytest
 
-from mljax import backbones, build, systems
+import toy
+from mljax import backbones, build, experiment, systems, train
+from mljax.check import check
+from mljax.config.overrides import overridden
+from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.types import Backbone, missing_members
 
@@ -91,3 +95,41 @@ def test_backbones_are_classes_and_their_variants(name):
     for pattern in net.frozen_parameters:
         re.compile(pattern)
     assert net.frozen_parameters and all(isinstance(pattern, str) for pattern in net.frozen_parameters)
+
+
+def blocks():
+    """The Python of CONTRIBUTING: a system, its config, its test."""
+    return re.findall(r"```python\n(.*?)```", (toy.ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+
+
+def test_the_example_of_contributing(add_file, tmp_path):
+    system, config, test = blocks()
+    add_file(systems, "yours", system)
+    (tmp_path / "config.py").write_text(config)
+    for words in ("smoke", "voc2007,sigmoid", "coco2014,smoke"):
+        found = read_config(f"{tmp_path}/config.py:{words}")
+        check(found)
+        assert found.system.get("pooling", "softmax") == ("sigmoid" if "sigmoid" in words else "softmax")
+    short = overridden(read_config(f"{tmp_path}/config.py:smoke"), [("optim.epochs", "1")])
+    report = train.fit(short, tmp_path / "run")
+    assert 0 <= report["metrics"]["mAP"] <= 100
+    names = {}
+    exec(test, names)
+    names["test_forward"]()
+
+
+def test_a_loss_that_returns_no_terms(add_file):
+    system, _, _ = blocks()
+    add_file(systems, "yours", system.replace("axis=self.axis), {}", "axis=self.axis)"))
+    found = toy.small()
+    found.system = {"name": "yours"}
+    run, _ = toy.assembled(found)
+    with pytest.raises(UserError, match=r"`loss` of the system 'yours' returns a .*expected \(loss, \{name: value\}\)"):
+        experiment.init_variables(run, 0)
+
+
+def test_a_config_that_does_not_heed_its_words(tmp_path):
+    (tmp_path / "x.py").write_text("from mljax import config as c\ndef get_config(words=None):\n    return c.base()\n")
+    with pytest.raises(UserError, match="does not heed the words 'smoke'; end its get_config"):
+        read_config(f"{tmp_path}/x.py:smoke")
+    assert read_config(f"{tmp_path}/x.py").system.name

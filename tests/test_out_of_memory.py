@@ -12,7 +12,6 @@ from mljax.bench import command
 from mljax.bench import model as bench_model
 from mljax.errors import UserError
 
-
 SMALL = (  # a program that is compiled often
     *("--config=configs/baseline.py:smoke", "--config.devices=1", "--size=32"),
     *("--config.backbone.widths=4,4,4,4", "--config.backbone.endpoints=4,"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mljax import experiment, parallel, train
+from mljax import experiment, parallel, tracing, train
 from mljax.config.reading import read_config
 from mljax.pipeline import loader
 from mljax.trees import flatten
@@ -227,6 +227,12 @@ def steps(
         if terms is not None:
             terms.append(jax.device_get(metrics))
     return jax.device_get(state), losses
+
+
+def init(system: Any, *args: Any, **kwargs: Any) -> Any:
+    """The variables that a module starts with, from fixed keys."""
+    keys = {name: jax.random.key(i) for i, name in enumerate(("params", "dropout", "draw"))}
+    return tracing.pruned(lambda keys: system.init(keys, *args, **kwargs))(keys)
 
 
 def loss_and_gradients(system: Any, variables: Any, batch: Any, step: int) -> tuple[jax.Array, Any]:

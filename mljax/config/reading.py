@@ -42,7 +42,7 @@ def read_config(argument: str) -> Any:
     try:
         spec.loader.exec_module(module)
         if not hasattr(module, "get_config"):
-            raise UserError(f"The config file {path} has no function get_config; see configs/cmsg.py for an example.")
+            raise UserError(f"The config file {path} has no function get_config; CONTRIBUTING.md has an example.")
         config = module.get_config(words or None)
     except UserError:
         raise
@@ -52,6 +52,11 @@ def read_config(argument: str) -> Any:
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"get_config of {path} returns {kind}; expected a config that starts from mljax.config.base().")
+    if words and not config.get("experiment"):
+        raise UserError(
+            f"The config file {path} does not heed the words {words!r}; end its get_config(words) with"
+            " `return c.choose(config, words, WORDS)`."
+        )
     return config.lock()
 
 

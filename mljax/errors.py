@@ -11,11 +11,15 @@ class UserError(Exception):
     """Printed as one line, without a traceback, by every command of mljax.
 
     Control characters are escaped, line ends among them, and words that fill a terminal are shortened.
+
+    Args:
+      message: the sentence.
+      lines: a list to be printed below it.
     """
 
-    def __init__(self, message: str = ""):
+    def __init__(self, message: str = "", lines: Iterable[str] = ()):
         text = _INDENTED.sub(" ", str(message))
-        super().__init__(printable(_ENDLESS.sub(r"\1..\2", text)))
+        super().__init__("\n".join([printable(_ENDLESS.sub(r"\1..\2", text)), *map(printable, lines)]))
 
 
 _INDENTED = re.compile(r"\n +")  # in the repr of nested dicts

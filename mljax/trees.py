@@ -65,7 +65,10 @@ def check(init: Mapping[str, Any], loaded: Mapping[str, Any], *, skip: Sequence[
     skipped = _matches(skip, {*shapes[0], *shapes[1]})
     model, weights = ({path: shape for path, shape in tree.items() if path not in skipped} for tree in shapes)
     if model != weights:
-        raise UserError(_difference(model, weights))
+        raise UserError(
+            "The weights do not fit the model (- in the model only, + in the weights only; skip what may differ):",
+            _difference(model, weights),
+        )
     return skipped
 
 
@@ -87,15 +90,13 @@ def _matches(patterns: Sequence[str], paths: set[str]) -> set[str]:
     return matches
 
 
-def _difference(model: Mapping[str, tuple[int, ...]], weights: Mapping[str, tuple[int, ...]]) -> str:
+def _difference(model: Mapping[str, tuple[int, ...]], weights: Mapping[str, tuple[int, ...]]) -> list[str]:
     lines = []
     for path in sorted({*model, *weights}):
         if model.get(path) != weights.get(path):
             lines += [f"- {path} {model[path]}"] if path in model else []
             lines += [f"+ {path} {weights[path]}"] if path in weights else []
-    shown = lines[:MAX_LINES] + ([f"... and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else [])
-    head = "The weights do not fit the model (- in the model only, + in the weights only; skip what may differ):"
-    return "\n".join([head, *shown])
+    return lines[:MAX_LINES] + ([f"... and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else [])
 
 
 def _like(value: Any, leaf: Any) -> Any:

@@ -248,6 +248,9 @@ def test_flat_settings_of_a_schedule_become_a_section():
     assert completed(json.loads(json.dumps(new))) == new
 
 
+COMPILED_AS_THE_RUN = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(toy.ROOT)}
+
+
 @pytest.fixture
 def old_run(tmp_path):
     return shutil.copytree(GOLDEN / "run_0_1", tmp_path / "run")
@@ -273,6 +276,8 @@ def test_a_run_of_version_0_1_loads_predicts_and_evaluates(old_run):
     same(run.scores(photos()), np.load(GOLDEN / "run_0_1.npz")["scores"])
     before = json.loads((old_run / "report.json").read_text())
     assert run.evaluate()["metrics"] == pytest.approx(before["metrics"], abs=1e-4)
+    command = [sys.executable, "-m", "mljax.evaluate", f"--workdir={old_run}"]
+    subprocess.run(command, env=COMPILED_AS_THE_RUN, cwd=toy.ROOT, check=True)
     same(np.load(old_run / "scores_test_raw.npz")["scores"], np.load(GOLDEN / "run_0_1.npz")["evaluated"])
 
 
@@ -289,8 +294,7 @@ def test_a_run_of_version_0_1_resumes(old_run):
     }
     command = [sys.executable, "-m", "mljax.main", "--config=configs/baseline.py:smoke", f"--workdir={old_run}"]
     command += [f"--config.{key}={value}" for key, value in pairs.items()]
-    plain = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}  # compiled as the run was
-    subprocess.run(command, env={**plain, "PYTHONPATH": str(toy.ROOT)}, cwd=toy.ROOT, check=True)
+    subprocess.run(command, env=COMPILED_AS_THE_RUN, cwd=toy.ROOT, check=True)
     same(np.load(old_run / "scores.npz")["scores"], scores)
 
 

@@ -134,11 +134,11 @@ def test_gradient_everywhere_but_at_key_biases(h):
 
 @pytest.mark.parametrize("frozen", ["", "stem", "stem, block1", "stem,block1,block2,block3", "all"])
 def test_frozen_stages_get_no_gradient(frozen):
-    net = vit.ViT(**TINY, frozen=frozen, drop_path=0.2)
+    net = vit.ViT(**TINY, frozen=frozen, drop_path=0.5)
     variables, image = initialised(net)
 
     def loss(v):
-        return jnp.sum(net.apply(v, image, train=True, rngs={"dropout": jax.random.key(3)})["16"] ** 3)
+        return jnp.sum(net.apply(v, image, train=True, rngs={"dropout": jax.random.key(5)})["16"] ** 3)
 
     grads = flat(jax.jit(jax.grad(loss))(variables)["params"])
     fixed = {part.strip() for part in frozen.split(",")} if frozen != "all" else {"stem", "block1", "block2", "block3"}

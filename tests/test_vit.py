@@ -138,7 +138,7 @@ def test_frozen_stages_get_no_gradient(frozen):
     variables, image = initialised(net)
 
     def loss(v):
-        return jnp.sum(net.apply(v, image, train=True, rngs={"dropout": jax.random.key(5)})["16"] ** 3)
+        return jnp.sum(net.apply(v, image, train=True, rngs={"dropout": jax.random.key(6)})["16"] ** 3)
 
     grads = flat(jax.jit(jax.grad(loss))(variables)["params"])
     fixed = {part.strip() for part in frozen.split(",")} if frozen != "all" else {"stem", "block1", "block2", "block3"}

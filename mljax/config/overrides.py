@@ -178,7 +178,7 @@ def _value(old: Any, key: str, text: str) -> Any:
         value = tuple(value)
     if isinstance(old, tuple) and not isinstance(value, tuple):
         value = tuple(v for v in text.split(",") if v) if isinstance(value, str) else (value,)
-    if isinstance(old, tuple) and old and all(isinstance(item, str) for item in old):
+    if isinstance(value, tuple) and isinstance(old, tuple) and old and all(isinstance(item, str) for item in old):
         value = tuple(map(str, value))  # names that are numbers, as in backbone.endpoints=8,16
     # "none" is a choice of some settings (config.system.mode, config.vectors), and the absence of weights
     nothing = value is None and (text == "None" or key == "weights.name")

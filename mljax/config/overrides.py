@@ -168,8 +168,8 @@ def _value(old: Any, key: str, text: str) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    if isinstance(value, int) and value.bit_length() > 63:
-        raise UserError(f"--config.{key}={text}: the number is too large; expected one of 64 bits.")
+    if isinstance(value, int) and value.bit_length() > 1000:  # no float holds it
+        raise UserError(f"--config.{key}={text}: the number is too large.")
     if isinstance(old, ConfigDict) and not isinstance(value, dict):
         some = sorted(old.keys())
         hint = f", e.g. --config.{key}.{'name' if 'name' in some else some[0]}={text}" if some else ""

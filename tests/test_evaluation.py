@@ -67,7 +67,7 @@ def test_labels_that_a_system_is_given_are_not_scored(share):
     source.observed[0, 0] = 0
     given = np.array([[1, 0], [0, 1], [0, 0]], bool)
     config = SimpleNamespace(system={"eval_known": share})
-    experiment = SimpleNamespace(config=config, system=SimpleNamespace(given=lambda index: given[index]))
+    experiment = SimpleNamespace(config=config, system=SimpleNamespace(known_labels=lambda index: given[index]))
     found = scoring.scored_split(experiment, source)
     expected = [[1, 1], [1, 0], [1, 0]] if share else [[1, 1], [1, 1], [1, 0]]
     np.testing.assert_array_equal(found.scored, expected)

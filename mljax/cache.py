@@ -1,4 +1,4 @@
-"""The user's cache folder, and files that are either whole or not there."""
+"""The user's cache folder, files that are either whole or not there, and who may write to them."""
 
 import contextlib
 import os
@@ -70,3 +70,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def not_world_writable() -> Iterator[None]:
+    """Whatever the user's umask, nobody but owner and group may write to what is made within."""
+    before = os.umask(0o022)
+    os.umask(before | 0o002)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -7,11 +7,11 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mljax import interrupt
-from mljax.cache import setup_jax
+from mljax.cache import not_world_writable, setup_jax
 from mljax.config.flags import split_overrides
 from mljax.errors import UserError, exhausted, nearest, printable, printable_lines
 
@@ -56,7 +56,7 @@ def _run(run: Callable[[], int]) -> int:
     log = logging.getLogger("mljax")
     log.handlers, log.propagate = [_handler()], False
     try:
-        with contextlib.redirect_stdout(Printable(sys.stdout)), _own_files():
+        with contextlib.redirect_stdout(Printable(sys.stdout)), not_world_writable():
             setup_jax()
             return run()
     except UserError as error:
@@ -92,17 +92,6 @@ def _say(text: str) -> None:
     """The last word of a command."""
     print(text, file=sys.stderr)
     interrupt.hush()
-
-
-@contextlib.contextmanager
-def _own_files() -> Iterator[None]:
-    """Whatever the user's umask, nobody but owner and group may write to what a command makes."""
-    before = os.umask(0o022)
-    os.umask(before | 0o002)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 class Printable:

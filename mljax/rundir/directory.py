@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mljax.cache import not_world_writable
 from mljax.config.text import completed, differences, from_json, to_json
 from mljax.errors import UserError
 from mljax.interrupt import cleaning
@@ -120,7 +121,7 @@ def opened(workdir: Path, config: Config) -> Iterator[None]:
             for folder in absent:
                 folder.rmdir()  # not if something is in it
 
-    with _undone(remove), _not_world_writable():
+    with _undone(remove), not_world_writable():
         _make(workdir)
         with locked(workdir), _undone(lambda: _clean(workdir)) if empty else contextlib.nullcontext():
             open_run(workdir, config)
@@ -146,17 +147,6 @@ def _clean(workdir: Path) -> None:
                 (workdir / name).unlink(missing_ok=True)
             for folder, _, _ in os.walk(workdir / "checkpoints", topdown=False):
                 os.rmdir(folder)  # no file is in it
-
-
-@contextlib.contextmanager
-def _not_world_writable() -> Iterator[None]:
-    """Whatever the user's umask, nobody but owner and group may write to what is made within."""
-    before = os.umask(0o022)
-    os.umask(before | 0o002)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def _visible(folder: Path) -> bool:

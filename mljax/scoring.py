@@ -212,7 +212,7 @@ def table(report: Mapping[str, Any]) -> str:
     for what, mean in report.get("mAP_of", {}).items():
         lines.append(f"mAP {_cell(mean['mAP'])}  of {mean['labels']} labels {what} in training")
     if report.get("left_out"):
-        lines.append(f"without a positive, left out of mAP: {', '.join(report['left_out'])}")
+        lines.append(printable(f"without a positive, left out of mAP: {', '.join(report['left_out'])}"))
     return "\n".join(lines)
 
 

@@ -165,7 +165,9 @@ def _read_array(file: IO[bytes], size: int) -> np.ndarray:
     shape, fortran, dtype = read(file)
     if dtype.hasobject:
         raise ValueError("it holds objects, which are not read")
-    if min(shape, default=0) < 0 or len(shape) > MAX_DIMENSIONS:
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"an array has {len(shape):,} dimensions")
+    if min(shape, default=0) < 0:
         raise ValueError(f"an array has shape {shape}")
     expected = math.prod(shape) * dtype.itemsize
     if file.tell() + expected != size:

@@ -85,7 +85,7 @@ def run(add_file, tmp_path, monkeypatch):
 
         placed = []
         monkeypatch.setattr(parallel, "compile_step", compile_step)
-        config = toy.small(eval__every=1, **{"ema": 0.9, "devices": 1, **changes})
+        config = toy.small(**{"eval__every": 1, "ema": 0.9, "devices": 1, **changes})
         config.optim.epochs = 5
         config.system = {"name": "fragile", "place": place if place in ("loss", "gradient", "memory") else ""}
         with pytest.raises(UserError) as error:
@@ -141,6 +141,20 @@ def test_a_healthy_run_is_the_same_to_the_bit_with_and_without(monkeypatch, tmp_
             states.append(toy.flat(checkpoints.restore_params("last")))
     for path, value in states[0].items():
         np.testing.assert_array_equal(states[1][path], value, err_msg=path)
+
+
+def test_the_last_step_before_a_refresh_is_blamed_not_the_refresh(run, monkeypatch):
+    seen = []
+
+    def refresh(self, variables, score, epoch):
+        seen.append(epoch)
+        return variables
+
+    monkeypatch.setattr(Fragile, "refresh", refresh, raising=False)
+    monkeypatch.setattr("test_not_finite.AT", 5)  # epochs have 3 steps
+    message, _, _, _ = run("memory", eval__every=5)
+    assert "step 5 is" in message and "refresh" not in message, message
+    assert seen == [0, 1]
 
 
 def test_a_refresh_that_is_not_finite_ends_the_run(add_file, tmp_path, monkeypatch):

@@ -86,6 +86,8 @@ def test_random_overrides(name):
         ("loss.__class__", "3", "there is no key '__class__'"),
         ("system", "3", "'system' is a section; set its keys one by one, e.g. --config.system.name=3"),
         ("backbone", "[1]", "'backbone' is a section"),
+        ("system", "{1: 2}", r"--config.system=\{1: 2\}: the keys of a section are names."),
+        ("optim.groups", "(('a', {2: 3}),)", "the keys of a section are names"),
         ("backbone.name", "3", "There is no '3' among the backbones"),
         ("optim.groups", "({'a':1},)", r"config.optim.groups has the entry \{'a': 1\}; expected \(pattern"),
         ("optim.groups", "(('a',{'lr':'x'}),)", "has lr='x'; it must be at least 0"),
@@ -137,8 +139,8 @@ def test_names_do_not_reach_a_terminal_raw(shell, capsys):
     assert printable_lines("a\tb\nKäse") == "a\tb\nKäse" and isinstance(Printable(None), object)
     values = dict.fromkeys(("mAP", *(f"{a}{b}{c}" for a in "CO" for b in ("P", "R", "F1") for c in ("", "_3"))), 1.0)
     report = {"metrics": values, "per_class_AP": {HOSTILE: 50.0}, "split": "s", "images": 1, "selected_by": "x"}
-    report["seed"] = 0
-    assert f"{shown}  50.0" in scoring.table(report)
+    table = scoring.table(report | {"seed": 0, "left_out": [HOSTILE]})
+    assert f"{shown}  50.0" in table and f"left out of mAP: {shown}" in table and HOSTILE not in table
 
 
 def test_nothing_that_a_command_makes_is_writable_by_everybody(surroundings, tmp_path):

@@ -71,7 +71,7 @@ def toy_system(request):
     def step(batch, at):
         return compiled(state.replace(step=jnp.int32(at)), batch)
 
-    batches = toy.batches(config, source, run, 60)
+    batches = toy.batches(config, source, run, 6) * 10
     return SimpleNamespace(
         name=name, run=run, state=state, compiled=compiled, step=step, forward=forward, batches=batches
     )

@@ -353,6 +353,18 @@ def test_pickles_that_ask_for_much(tmp_path, bounded, name):
         assert str(path) in one_sentence(error)
 
 
+def test_arrays_of_a_thousand_dimensions_are_told_in_a_short_sentence(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    words = repr({"descr": "<f4", "fortran_order": False, "shape": (1,) * 1000}).encode()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words + bytes(4))
+    for name in ("x.safetensors", "x.npz"):
+        with pytest.raises(UserError, match="has 1,000 dimensions") as error:
+            read(tmp_path / name)
+        assert len(one_sentence(error)) < 300
+
+
 def test_tensors_that_repeat_their_storage(tmp_path, bounded):
     """Each is below the limit of one tensor; together they are not."""
     storage = Storage("0", np.zeros(8, np.float32))
@@ -393,7 +405,7 @@ def entry(begin, stop, shape=None, dtype="F32"):
         ({"a": entry(0, 16, [-2, -2])}, "shape"),
         ({"a": entry(0, 16, [4.0])}, "shape"),
         ({"a": entry(0, 16, [True] * 2 + [4])}, "shape"),
-        ({"a": entry(0, 16, [1] * 200 + [4])}, "shape"),
+        ({"a": entry(0, 16, [1] * 200 + [4])}, "201 dimensions"),
         ({"a": entry(0, 1 << 40, [1 << 38])}, "is the end of|announced"),
         (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}}',
          "a name twice"),

@@ -6,7 +6,7 @@ import ast
 import contextlib
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -162,6 +162,16 @@ def _default(where: str, name: Any, key: str) -> Any:
     return None if parameter is None else parameter.default
 
 
+def _names(value: Any) -> Iterator[Any]:
+    """The keys of all dictionaries in a value."""
+    if isinstance(value, dict):
+        yield from value
+        value = value.values()
+    if isinstance(value, Collection) and not isinstance(value, (str, bytes)):
+        for item in value:
+            yield from _names(item)
+
+
 def _value(old: Any, key: str, text: str) -> Any:
     """What a text means in the place of a value."""
     try:
@@ -170,6 +180,8 @@ def _value(old: Any, key: str, text: str) -> Any:
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     if isinstance(value, int) and value.bit_length() > 1000:  # no float holds it
         raise UserError(f"--config.{key}={text}: the number is too large.")
+    if not all(isinstance(name, str) for name in _names(value)):
+        raise UserError(f"--config.{key}={text}: the keys of a section are names.")
     if isinstance(old, ConfigDict) and not isinstance(value, dict):
         some = sorted(old.keys())
         hint = f", e.g. --config.{key}.{'name' if 'name' in some else some[0]}={text}" if some else ""

@@ -14,7 +14,7 @@ from mljax.layers.attention import (
 from mljax.layers.dropout import Dropout, DropPath
 from mljax.layers.feature_maps import constant, encode, final, tokens
 from mljax.layers.linear import XAVIER, Affine, GroupLinear, layer_norm, torch_linear_init
-from mljax.layers.pooling import ActivationPooling, SemanticPooling
+from mljax.layers.pooling import ActivationPooling, SemanticPooling, largest
 from mljax.layers.positions import sine_position
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "constant",
     "encode",
     "final",
+    "largest",
     "layer_norm",
     "sine_position",
     "tokens",

@@ -78,3 +78,17 @@ class SemanticPooling(nn.Module):
         scores = jax.lax.map(of_label, word).transpose(1, 2, 0) + (joint_bias @ score + score_bias)[None, None]
         attention = nn.softmax(scores, axis=1)
         return jnp.einsum("bnl,bnd->bld", attention.astype(x.dtype), x), attention
+
+
+def largest(x: Float[Array, "*shape"], axis: int | tuple[int, ...]) -> Float[Array, "*rest"]:
+    """The maximum over axes, with the gradient at one place: the first of the largest values, as max pooling has it.
+
+    `x.max(axis)` divides its gradient among the values that equal the maximum. Where the compiler computes them anew
+    and rounds otherwise, none does, and the gradient is 0 / 0.
+    """
+    axes = (axis,) if isinstance(axis, int) else axis
+    last = tuple(range(-len(axes), 0))
+    x = jnp.moveaxis(x, axes, last)
+    x = x.reshape(*x.shape[: -len(axes)], -1)
+    places = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.where(places == jax.lax.stop_gradient(x).argmax(-1, keepdims=True), x, 0).sum(-1)

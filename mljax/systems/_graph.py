@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mljax.errors import UserError
-from mljax.layers import torch_linear_init
+from mljax.layers import largest, torch_linear_init
 from mljax.types import Meta, Outputs
 from mljax.weights.published import Names
 
@@ -70,7 +70,7 @@ def classify(feature_map: Float[Array, "b h w d"], classifiers: Float[Array, "l 
     other sizes; ours pools the whole map.
     """
     feature_map = feature_map.astype(jnp.float32)
-    logits = feature_map.max((1, 2)) @ classifiers.T
+    logits = largest(feature_map, (1, 2)) @ classifiers.T
     activation = jnp.einsum("bhwd,ld->blhw", feature_map, classifiers)
     attention = nn.softmax(activation.reshape(*activation.shape[:2], -1), axis=-1).reshape(activation.shape)
     return Outputs(logits=logits, attention=attention[:, None])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from mljax.convolution import BatchNorm
 from mljax.errors import UserError, one_of
-from mljax.layers import ActivationPooling, GroupLinear, encode, final, torch_linear_init
+from mljax.layers import ActivationPooling, GroupLinear, encode, final, largest, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
@@ -111,7 +111,7 @@ class ADDGCN(nn.Module):
         sam = ActivationPooling(labels, self.width, self.normalise, self.dtype, name="sam")
         v, scores = sam(feature_map)
         scores = scores.astype(jnp.float32)
-        activation_logits = scores.max(1) if self.pooling == "max" else scores.mean(1)
+        activation_logits = largest(scores, 1) if self.pooling == "max" else scores.mean(1)
         extra = {"pooled": v, "activation_logits": activation_logits}
         x, result = v, jnp.zeros_like(v)
         if self.graphs in ("both", "static"):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mljax.errors import one_of
-from mljax.layers import Dropout, encode, final, torch_linear_init
+from mljax.layers import Dropout, encode, final, largest, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
@@ -42,8 +42,8 @@ class Baseline(nn.Module):
     @nn.compact
     def __call__(self, batch: Batch, *, train: bool = False) -> Outputs:
         feature_map = final(encode(self.backbone, batch, train=train)).astype(jnp.float32)
-        average, largest = feature_map.mean((1, 2)), feature_map.max((1, 2))
-        pooled = {"average": average, "max": largest, "mean_of_both": (average + largest) / 2}[self.pooling]
+        average, highest = feature_map.mean((1, 2)), largest(feature_map, (1, 2))
+        pooled = {"average": average, "max": highest, "mean_of_both": (average + highest) / 2}[self.pooling]
         width = pooled.shape[-1]
         kernel = self.param("kernel", torch_linear_init(width), (width, self.meta.num_labels))
         bias = self.param("bias", torch_linear_init(width), (self.meta.num_labels,))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mljax.errors import UserError
-from mljax.layers import encode, final, tokens, torch_linear_init
+from mljax.layers import encode, final, largest, tokens, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
@@ -110,7 +110,7 @@ def _residual(
     scores: Float[Array, "b l n"], attention: Float[Array, "b l n"], temperature: float
 ) -> Float[Array, "b l"]:
     """The scores pooled by attention."""
-    return scores.max(-1) if temperature >= LARGEST else (scores * attention).sum(-1)
+    return largest(scores, -1) if temperature >= LARGEST else (scores * attention).sum(-1)
 
 
 def _convert(names: Names, system: nn.Module) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mljax.errors import UserError, one_of
-from mljax.layers import final, torch_linear_init
+from mljax.layers import final, largest, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.systems import _mcar
 from mljax.types import Batch, Meta, Outputs
@@ -89,7 +89,7 @@ class MCAR(nn.Module):
         crops = jax.lax.stop_gradient(_mcar.crops(image, boxes)).reshape(-1, height, width, colours)
 
         regional = final(self.backbone(crops, train=train)).astype(jnp.float32)
-        local = classify(self._pool(regional)).reshape(b, self.num_regions, -1).max(1)
+        local = largest(classify(self._pool(regional)).reshape(b, self.num_regions, -1), 1)
         return Outputs(
             logits=jnp.maximum(scores, local),
             attention=(maps / maps.sum((-2, -1), keepdims=True))[:, None],
@@ -97,8 +97,8 @@ class MCAR(nn.Module):
         )
 
     def _pool(self, feature_map: Float[Array, "b h w d"]) -> Float[Array, "b d"]:
-        average, largest = feature_map.mean((1, 2)), feature_map.max((1, 2))
-        return {"average": average, "max": largest, "mean_of_both": (average + largest) / 2}[self.pooling]
+        average, highest = feature_map.mean((1, 2)), largest(feature_map, (1, 2))
+        return {"average": average, "max": highest, "mean_of_both": (average + highest) / 2}[self.pooling]
 
     def loss(self, batch: Batch, step: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of both streams' losses; the local one is taken on the best score over regions."""

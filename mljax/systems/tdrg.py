@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32
 from mljax import parallel
 from mljax.convolution import BatchNorm
 from mljax.errors import UserError, one_of
-from mljax.layers import INITS, AttentionLayer, GroupLinear, encode, tokens, torch_linear_init
+from mljax.layers import INITS, AttentionLayer, GroupLinear, encode, largest, tokens, torch_linear_init
 from mljax.losses.criterion import Criterion
 from mljax.types import Batch, Meta, Outputs
 from mljax.weights.published import Names, Published
@@ -159,7 +159,7 @@ class TDRG(nn.Module):
         b, height, width, channels = coarse.shape
         labels = self.meta.num_labels
         encoded = self._transformer(fine, coarse, batch["mask"], train)
-        pooled = jnp.concatenate([x.max(1) for x in encoded], axis=-1).astype(jnp.float32)
+        pooled = jnp.concatenate([largest(x, 1) for x in encoded], axis=-1).astype(jnp.float32)
         transformer_logits = _dense(labels, 3 * self.width, "classifier", jnp.float32)(pooled)
         guides = jax.lax.stop_gradient(encoded)  # the graph looks at the transformer and does not train it
 

@@ -152,6 +152,8 @@ class Loop:
         with self._stopping(step):
             try:
                 if step % self.plan.steps_per_epoch == 0:
+                    while self.unchecked:  # a refresh must not see what is not finite
+                        self._check()
                     with rescued_by(save):
                         return self.hooks.before_epoch(state, step // self.plan.steps_per_epoch), next(batches)
                 return state, next(batches)

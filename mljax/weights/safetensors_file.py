@@ -95,7 +95,9 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def _place(name: str, entry: Mapping[str, Any]) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """dtype, shape, and from where to where, of an entry whose numbers agree."""
     dtype, shape, (begin, stop) = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-    if any(type(number) is not int or number < 0 for number in (*shape, begin, stop)) or len(shape) > MAX_DIMENSIONS:
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{name!r} has {len(shape):,} dimensions")
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, stop)):
         raise ValueError(f"{name!r} has shape {shape} and lies from {begin!r} to {stop!r}")
     if stop - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"the place of {name!r} is wrong")

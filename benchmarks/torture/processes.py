@@ -202,7 +202,11 @@ def _enter(folder: Path, cwd: Path, env: Mapping[str, str]) -> None:
 
 def _run_main(argv: list[str]) -> int:
     """`python -m mljax.main ARGV` in this process -> its exit status."""
-    sys.argv = ["mljax.main", *argv]
+    from mljax import interrupt
+
+    sys.argv, sys.orig_argv = ["-m", *argv], [sys.executable, "-m", "mljax.main", *argv]
+    interrupt._pid = os.getpid()  # of the fork, whose signals and exit are those of the command
+    interrupt.install()
     sys.modules.pop("mljax.main", None)
     try:
         runpy.run_module("mljax.main", run_name="__main__", alter_sys=True)

@@ -129,7 +129,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
     capsys.readouterr()
     assert train.fit(found, tmp_path / "run") == json.loads(json.dumps(first))
     assert "mAP" in capsys.readouterr().out
-    assert all((last_state(tmp_path / "run")[k] == v).all() for k, v in before.items())
+    after = last_state(tmp_path / "run")
+    assert all((after[k] == v).all() for k, v in before.items())
 
 
 def test_another_config_is_refused_by_name(tmp_path):

@@ -39,6 +39,14 @@ from mljax import build, main, train  # noqa: E402
 from toy import close, data_root, golden_file, weights  # noqa: E402, F401
 
 
+def pytest_collection_finish():
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # the last collection need not look at gigabytes of compiled programs
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     root = data_root()

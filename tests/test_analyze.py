@@ -20,7 +20,7 @@ from mljax.types import Outputs
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("analyze") / "run"
-    train.fit(toy.config("cmsg", optim__epochs=1), folder)
+    train.fit(toy.shallow(toy.config("cmsg", optim__epochs=1)), folder)
     return folder
 
 
@@ -192,7 +192,7 @@ def test_attention_of_a_photo_of_ones_own(workdir, seen, tmp_path):
 def test_regions_are_drawn_where_a_system_has_them(seen, tmp_path):
     run, source, _ = seen
     inputs = Inputs(run, source, tmp_path, np.random.default_rng(0))
-    extra = {"boxes": np.array([[[0, 64, 0, 64]], [[16, 32, 8, 64]]]), "box_labels": np.array([[3], [5]])}
+    extra = {"boxes": np.array([[[0, 32, 0, 32]], [[8, 16, 4, 32]]]), "box_labels": np.array([[3], [5]])}
     out = Outputs(logits=np.zeros((2, 20)), extra=extra)
     assert command.regions(inputs, out, 1) == {5: [0.25, 0.125, 0.5, 1.0]}
     assert command.regions(inputs, Outputs(logits=np.zeros((2, 20))), 1) == {}

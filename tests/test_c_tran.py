@@ -66,7 +66,7 @@ def test_golden_forward_with_labels_known(golden):
     variables = published.convert_head(weights(golden), module)
     labels, known = known_of(golden["in/mask"])
     data = batch(golden["in/feature_map"], labels, known=known)
-    out, caught = module.apply(variables, data, capture_intermediates=True, mutable=["intermediates"])
+    out, caught = toy.apply(module, variables, data, capture_intermediates=True, mutable=["intermediates"])
     close(out.logits, golden["out/logits"])
     for i in range(3):
         tokens, attended = caught["intermediates"][f"layer_{i}"]["__call__"][0]
@@ -86,7 +86,7 @@ def test_golden_forward_without_mask_training(golden):
     variables = published.convert_head(weights(golden), module)
     assert "state" not in variables["params"]
     labels, known = known_of(golden["in/mask"])
-    out = module.apply(variables, batch(golden["in/feature_map"], labels, known=known))
+    out = toy.apply(module, variables, batch(golden["in/feature_map"], labels, known=known))
     close(out.logits, golden["out/logits_use_lmt_false"])
 
 
@@ -95,12 +95,12 @@ def test_scores_use_what_is_known_and_nothing_else(golden):
     variables = published.convert_head(weights(golden), module)
     labels, known = known_of(golden["in/mask"])
     data = batch(golden["in/feature_map"], labels, known=known)
-    close(module.apply(variables, data, method="scores"), golden["out/logits"])
+    close(toy.apply(module, variables, data, method="scores"), golden["out/logits"])
     hidden = {**data, "labels": np.where(known > 0, labels, 1 - labels)}  # what is not known does not matter
-    close(module.apply(variables, hidden, method="scores"), golden["out/logits"])
-    blind = module.apply(variables, {**data, "known": np.zeros_like(known)}).logits
+    close(toy.apply(module, variables, hidden, method="scores"), golden["out/logits"])
+    blind = toy.apply(module, variables, {**data, "known": np.zeros_like(known)}).logits
     del data["known"]
-    np.testing.assert_array_equal(module.apply(variables, data).logits, blind)
+    np.testing.assert_array_equal(toy.apply(module, variables, data).logits, blind)
     assert np.abs(blind - golden["out/logits"]).max() > 1e-2
 
 
@@ -181,7 +181,7 @@ def test_loss_equals_numpy(loss_on):
     loss, _ = module.apply(variables, data, jnp.int32(7), method="loss", rngs={"draw": key, "dropout": key})
     known = np.asarray(module.apply({}, data["index"], method="_draw", rngs={"draw": key})) * observed
     assert 0 < known.sum() < observed.sum()
-    x = np.asarray(module.apply(variables, {**data, "known": known}).logits, np.float64)
+    x = np.asarray(toy.apply(module, variables, {**data, "known": known}).logits, np.float64)
     asked = (observed - known if loss_on == "unknown" else observed) * data["mask"][:, None]
     np.testing.assert_allclose(loss, ((np.logaddexp(0, x) - x * labels) * asked).sum(), rtol=1e-5)
 
@@ -218,7 +218,7 @@ def test_positions_are_added_to_the_image_tokens_alone():
     plain, placed = (build(heads=2, layers=1, position=p) for p in (False, True))
     variables = plain.init(jax.random.key(0), batch(x))
     moved = x + np.moveaxis(sine_position(2, 3, 8).reshape(2, 3, 8), -1, 0)[None]
-    close(placed.apply(variables, batch(x)).logits, plain.apply(variables, batch(moved)).logits)
+    close(toy.apply(placed, variables, batch(x)).logits, toy.apply(plain, variables, batch(moved)).logits)
 
 
 # --- evaluation with labels known -----------------------------------------------------------------------------------
@@ -235,6 +235,9 @@ def run(tmp_path_factory):
         "optim.schedule.threshold=0.9",
         "optim.lr=0.001",
         "optim.epochs=3",
+        "system.layers=1",
+        "backbone.endpoints=4,",
+        "input.size=32",
     )
     assert main.main(argv + [f"--config.{option}" for option in options]) == 0
     return workdir

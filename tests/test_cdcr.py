@@ -98,7 +98,7 @@ def test_no_scoring_before_its_start():
 
 
 def test_two_stages_resume_exactly(tmp_path, monkeypatch):
-    found = toy.config("cdcr")
+    found = toy.shallow(toy.config("cdcr"))
     folders = trained_twice(found, tmp_path, monkeypatch, 10)  # inside the second stage, between its refreshes
     first, second = (same_state(*folders, stage) for stage in ("0", "1"))
     key = "variables/memory/weights"

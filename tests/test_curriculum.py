@@ -139,7 +139,7 @@ def test_uncertainty_is_the_spread_over_views():
 
 
 def small(**changes):
-    found = toy.config("curriculum", optim__epochs=4, eval__every=1, ema=0.9, **changes)
+    found = toy.shallow(toy.config("curriculum", optim__epochs=4, eval__every=1, ema=0.9, **changes))
     found.system.update(start=1, threshold=0.05)
     found.observe.proportion = 0.4
     return found

@@ -95,7 +95,7 @@ def test_attention_over_the_batch_draws_for_the_examples_too():
 
 
 def dropped(name):
-    config = toy.config(name, seed=3)
+    config = toy.shallow(toy.config(name, seed=3))
     config.system.dropout = 0.5
     config.optim.update(name="sgd", schedule={"name": "constant"}, lr=1e-3)
     return config
@@ -104,13 +104,12 @@ def dropped(name):
 @pytest.mark.parametrize("name", ["baseline", "ml_decoder"])
 def test_losses_are_the_same_on_any_devices(name):
     config = dropped(name)
-    _, expected = toy.steps(config, 1)
-    config.system.dropout = 0.0
-    assert abs(np.subtract(toy.steps(config, 1)[1], expected)).max() > 1e-3  # it does drop
-    config.system.dropout = 0.5
+    steps = toy.Steps(config)
+    _, expected = steps("jit", 1)
     for kind in ("jit", "pmap"):
-        config.parallel = kind
-        np.testing.assert_allclose(toy.steps(config, 2)[1], expected, rtol=1e-6, err_msg=kind)
+        np.testing.assert_allclose(steps(kind, 2)[1], expected, rtol=1e-6, err_msg=kind)
+    config.system.dropout = 0.0
+    assert abs(np.subtract(toy.Steps(config)("jit", 1)[1], expected)).max() > 1e-3  # it does drop
 
 
 EIGHT = """
@@ -120,10 +119,10 @@ import conftest, toy, test_dropout
 import numpy as np
 config = test_dropout.dropped("c_tran")
 config.optim.batch_size = 8
-expected = toy.steps(config, 1)[1]
+steps = toy.Steps(config)
+expected = steps("jit", 1)[1]
 for kind, devices in (("jit", 8), ("pmap", 4), ("pmap", 8)):
-    config.parallel = kind
-    np.testing.assert_allclose(toy.steps(config, devices)[1], expected, rtol=1e-6, err_msg=f"{kind} {devices}")
+    np.testing.assert_allclose(steps(kind, devices)[1], expected, rtol=1e-6, err_msg=f"{kind} {devices}")
 """
 
 

@@ -495,7 +495,7 @@ def test_heads_that_do_not_divide():
 
 def test_two_steps_in_one_command(tmp_path):
     """The first step has one view and no projector; the second starts from its parameters and adds one."""
-    found = toy.config("mulcon", optim__epochs=1, eval__every=9)
+    found = toy.shallow(toy.config("mulcon", optim__epochs=1, eval__every=9))
     found.data.update(train_images=32, test_images=16, size=48)
     found.input.size, found.backbone.frozen = 32, "all"
     found.system.update(CROSS)

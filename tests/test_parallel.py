@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import toy
-from mljax import experiment, parallel
+from mljax import parallel
 from mljax.errors import UserError
 
 
@@ -40,15 +40,12 @@ def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
     found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.05)  # Adam would hide a scale
     settings, memory, reached = BEGUN.get(name, ({}, None, ()))
     found.system.update(settings)
-    terms = []
-    run, _ = toy.assembled(found)
-    variables = jax.device_get(experiment.init_variables(run, found.seed))
-    one, losses = toy.steps(found, 1, memory=memory, terms=terms, variables=variables)
+    steps = toy.Steps(found, memory)
+    one, losses = steps("jit", 1)
     for term in reached:
-        assert terms[-1][term] > 0, term
+        assert steps.terms[-1][term] > 0, term
     for kind in ("jit", "pmap"):
-        found.parallel = kind
-        two, other = toy.steps(found, 2, memory=memory, variables=variables)
+        two, other = steps(kind, 2)
         np.testing.assert_allclose(other, losses, rtol=1e-4)
         for part in ("params", "variables", "ema"):
             expected, got = toy.flat(getattr(one, part)), toy.flat(getattr(two, part))
@@ -100,9 +97,9 @@ def test_what_a_user_can_get_wrong():
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_bfloat16_computes_near_float32_and_keeps_parameters_float32(name):
     found = toy.without_dropout(toy.config(name))
-    _, exact = toy.steps(found, 1)
+    _, exact = toy.Steps(found)("jit", 1)
     found.dtype = "bfloat16"
-    state, losses = toy.steps(found, 1)
+    state, losses = toy.Steps(found)("jit", 1)
     np.testing.assert_allclose(losses, exact, rtol=0.05)
     assert losses != exact
     assert {np.asarray(x).dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}

@@ -18,7 +18,8 @@ from mljax.errors import UserError
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pseudo") / "run"
-    train.fit(toy.config("sst", optim__epochs=3, system__memory=6, system__drop=0.1, system__last=0.7), folder)
+    found = toy.config("sst", optim__epochs=3, system__memory=6, system__drop=0.1, system__last=0.7)
+    train.fit(toy.shallow(found), folder)
     return folder
 
 

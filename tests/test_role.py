@@ -140,7 +140,7 @@ def test_loss_reads_the_rows_of_the_batch():
     data = features(index=np.int32([7, 2, 9])) | batch_of(labels, labels)
     module = Role(backbone=None, meta=meta(), expected=1.5)
     variables = module.init(jax.random.key(0), data, 0, method="loss")
-    logits = np.float64(module.apply(variables, data).logits)
+    logits = np.float64(toy.apply(module, variables, data).logits)
     theta = np.float64(variables["params"]["label_table"])[[7, 2, 9]]
     p, q = 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-theta))
     expected = 0.0
@@ -173,8 +173,8 @@ def test_table_has_ten_times_the_rate_no_decay_and_no_average():
         )  # fmt: skip
         return out[0][0]
 
-    before, gradient = np.array(variables["params"]["label_table"]), jax.grad(loss)(variables["params"])
-    after, _ = train.make_step(run, tx)(state, data)
+    before, gradient = np.array(variables["params"]["label_table"]), jax.jit(jax.grad(loss))(variables["params"])
+    after, _ = jax.jit(train.make_step(run, tx))(state, data)
     np.testing.assert_allclose(
         np.asarray(after.params["label_table"]) - before, -0.1 * gradient["label_table"], rtol=1e-3, atol=1e-6
     )

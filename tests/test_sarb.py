@@ -278,7 +278,7 @@ def test_scores_give_features_of_the_entries_that_are_asked_for():
 @pytest.mark.parametrize("name", ["sst", "sarb"])
 def test_resume_inside_the_pseudo_label_schedule_and_around_a_refresh(name, tmp_path, monkeypatch):
     """Three steps an epoch; pseudo labels and prototypes start with the second."""
-    found = toy.config(name, optim__epochs=3, eval__every=3, **SMALL)
+    found = toy.shallow(toy.config(name, optim__epochs=3, eval__every=3, **SMALL))
     if name == "sst":
         found.system.update(memory=3, first=0.1, last=0.1)
     else:

@@ -30,7 +30,10 @@ SHARES = {
 
 
 # The learning rate, where it is not 2e-3.
-RATES = {"role": 2e-2}  # estimates of unknown labels must leave the middle first
+RATES = {
+    "role": 2e-2,  # estimates of unknown labels must leave the middle first
+    **{"baseline": 5e-3, "cdcr": 5e-3},  # a linear layer on one block
+}
 
 
 def test_every_system_has_a_config_and_every_config_a_system():
@@ -58,7 +61,7 @@ def toy_system(request):
     """
     name = request.param
     rate = {"optim__lr": RATES.get(name, 2e-3), "optim__schedule": {"name": "constant"}}
-    config = toy.without_dropout(toy.config(name, optim__batch_size=8, **rate))
+    config = toy.shallow(toy.without_dropout(toy.config(name, optim__batch_size=8, **rate)))
     config.data.train_images = 8
     config.input.train = {"crop": "squish", "flip": 0.0}
     run, source = toy.assembled(config)
@@ -130,7 +133,7 @@ def test_degenerate_labels_give_finite_losses_and_gradients(toy_system, case):
 
 @pytest.mark.parametrize("name", toy.CONFIGS)
 def test_a_step_with_dropout_draws_and_keeps_every_shape(name):
-    config = toy.config(name)
+    config = toy.shallow(toy.config(name))
     run, _ = toy.assembled(config)
     batch = experiment.example_batch(run, 2)
 

@@ -58,7 +58,9 @@ def encoded(caught):
 def test_golden_forward_over_the_batch(golden):
     module = build(attend="batch")
     variables = published.convert_head(weights(golden), module)
-    out, caught = module.apply(variables, batch(*maps(golden)), capture_intermediates=True, mutable=["intermediates"])
+    out, caught = toy.apply(
+        module, variables, batch(*maps(golden)), capture_intermediates=True, mutable=["intermediates"]
+    )
     for name, x in zip(("f3", "f4", "f5"), encoded(caught), strict=True):
         close(x.transpose(0, 2, 1), golden[f"out/transformer_{name}"])
     close(out.extra["transformer_logits"], golden["out/logits_trans"])
@@ -73,10 +75,10 @@ def test_golden_one_image_at_a_time(golden):
     """The authors' first code with one image: over the batch, or each position alone, whatever the batch."""
     variables = published.convert_head(weights(golden), build())
     data = batch(*maps(golden))
-    out = build(attend="alone").apply(variables, data)
+    out = toy.apply(build(attend="alone"), variables, data)
     close(out.extra["transformer_logits"], golden["out/logits_trans_one_image_at_a_time"])
     close(out.extra["graph_logits"], golden["out/logits_gcn_one_image_at_a_time"])
-    single = build(attend="batch").apply(variables, jax.tree.map(lambda x: x[1:2], data))
+    single = toy.apply(build(attend="batch"), variables, jax.tree.map(lambda x: x[1:2], data))
     close(single.extra["transformer_logits"][0], golden["out/logits_trans_one_image_at_a_time"][1])
 
 
@@ -85,7 +87,7 @@ def test_padding_does_not_change_what_real_images_get_over_the_batch(golden):
     variables = published.convert_head(weights(golden), module)
     padded = jax.tree.map(lambda x: np.concatenate([x, x[-1:] * 3]), batch(*maps(golden)))
     padded["mask"] = np.array([1, 1, 1, 0], np.float32)
-    close(module.apply(variables, padded).logits[:3], golden["out/logits"])
+    close(toy.apply(module, variables, padded).logits[:3], golden["out/logits"])
 
 
 def sigmoid(x):
@@ -176,7 +178,7 @@ def test_attention_within_the_image_equals_numpy(golden):
     module, w = build(), weights(golden)
     assert module.attend == "image"
     variables = published.convert_head(w, module)
-    out = module.apply(variables, batch(*maps(golden)))
+    out = toy.apply(module, variables, batch(*maps(golden)))
     for i, (fine, coarse) in enumerate(zip(*maps(golden))):
         trans, gcn, sac, gates = image_forward(w, fine, coarse)
         close(out.extra["transformer_logits"][i], trans)
@@ -191,8 +193,8 @@ def test_loss_is_the_sum_of_four(golden):
     module = build(attend="batch")
     variables = published.convert_head(weights(golden), module)
     data = batch(*maps(golden))
-    (loss, terms), _ = module.apply(variables, data, jnp.int32(0), method="loss", mutable=["batch_stats"])
-    out, _ = module.apply(variables, data, train=True, mutable=["batch_stats"])
+    (loss, terms), _ = toy.apply(module, variables, data, jnp.int32(0), method="loss", mutable=["batch_stats"])
+    out, _ = toy.apply(module, variables, data, train=True, mutable=["batch_stats"])
     total = 0.0
     for x in (out.logits, *(out.extra[f"{name}_logits"] for name in ("transformer", "graph", "activation"))):
         x = np.asarray(x, np.float64)
@@ -269,7 +271,7 @@ def test_the_older_naming_is_read(golden):
     state = {name: value for name, value in weights(golden).items() if not name.startswith("backbone.")}
     module = build(attend="batch")
     variables = published.convert_head(older(state), module)
-    close(module.apply(variables, batch(*maps(golden))).logits, golden["out/logits"])
+    close(toy.apply(module, variables, batch(*maps(golden))).logits, golden["out/logits"])
     full = {name: value for name, value in released().items() if not name.startswith("backbone.")}
     released_names.fits(read_config("configs/tdrg.py:coco2014").unlock(), meta(80), older(full))
 
@@ -308,7 +310,7 @@ def test_top_share_is_the_mean_of_five_percent(n, count):
 def test_normalised_nodes_do_not_grow_with_the_map(golden):
     variables = published.convert_head(weights(golden), build())
     data = batch(*maps(golden))
-    plain, divided = (np.asarray(build(normalise=n).apply(variables, data).extra["nodes"]) for n in (False, True))
+    plain, divided = (np.asarray(toy.apply(build(normalise=n), variables, data).extra["nodes"]) for n in (False, True))
     close(divided[..., :D], plain[..., :D] / 25)
     bias = weights(golden)["guidance_transform.bias"]
     close(divided[..., D:] - bias, (plain[..., D:] - bias) / 25)
@@ -317,10 +319,10 @@ def test_normalised_nodes_do_not_grow_with_the_map(golden):
 def test_attention_over_the_batch_is_the_same_on_two_devices():
     found = toy.config("tdrg", optim__name="sgd", optim__schedule={"name": "constant"}, optim__lr=0.05)
     found.system.update(attend="batch", layers=1, width=16, heads=2, ffn=16)
-    one, losses = toy.steps(found, 1)
+    steps = toy.Steps(toy.shallow(found))
+    one, losses = steps("jit", 1)
     for kind in ("jit", "pmap"):
-        found.parallel = kind
-        two, other = toy.steps(found, 2)
+        two, other = steps(kind, 2)
         np.testing.assert_allclose(other, losses, rtol=1e-4)
         expected, got = toy.flat(one.params), toy.flat(two.params)
         for path, value in expected.items():

@@ -85,12 +85,13 @@ def test_arrays_as_numpy_wrote_them(tmp_path, write):
 
 @pytest.mark.parametrize("shape", [(1 << 40,), (7,), (-1, -6), (5,), (1,) * 40, (1 << 62, 0)])
 def test_shapes_that_do_not_fit_the_file(tmp_path, bounded, shape):
+    says = "40 dimensions" if len(shape) == 40 else "shape"
     (tmp_path / "x.npy").write_bytes(npy(shape=shape))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=says):
         untrusted.read_npy(tmp_path / "x.npy")
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("a.npy", npy(shape=shape))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match=says):
         untrusted.read_npz(tmp_path / "x.npz")
 
 

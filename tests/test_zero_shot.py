@@ -31,14 +31,14 @@ def place(names):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("zero_shot") / "run"
-    train.fit(toy.config("ml_decoder", "zero_shot,smoke", optim__epochs=4), folder)
+    train.fit(toy.shallow(toy.config("ml_decoder", "zero_shot,smoke", optim__epochs=4)), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain") / "run"
-    train.fit(toy.config("ml_decoder", "smoke", optim__epochs=1), folder)
+    train.fit(toy.shallow(toy.config("ml_decoder", "smoke", optim__epochs=1)), folder)
     return folder
 
 

@@ -1,5 +1,6 @@
 """What tests share: made-up metadata and batches, golden cases, and tiny runs of every config."""
 
+import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -150,8 +151,12 @@ def shapes(tree: Any) -> Any:
 
 
 def config(name: str, words: str = "smoke", **changes: Any) -> Any:
-    """A config by file name, unlocked, with `a__b=value` changes."""
+    """A config by file name, unlocked, with `a__b=value` changes; of a smoke run on the first blocks of its net."""
     found = read_config(f"configs/{name}.py:{words}").unlock()
+    if "smoke" in words.split(","):
+        several = len(found.backbone.get("endpoints", ())) > 1
+        found.backbone.endpoints = ("4", "8") if several else ("4",)
+        found.input.size = 32
     for key, value in changes.items():
         *path, last = key.split("__")
         section = found
@@ -176,14 +181,11 @@ def without_dropout(found: Any) -> Any:
 
 
 def shallow(found: Any) -> Any:
-    """One layer of each kind, on the first block of the backbone: every part, and little to compile."""
+    """One layer of each kind: every part, and little to compile."""
     for section in (found.system, found.system.get("net", {})):
         for key in ("layers", "saa_layers", "encoder_layers", "decoder_layers", "token_layers", "steps"):
             if key in section:
                 section[key] = min(section[key], 1)
-    several = len(found.backbone.get("endpoints", ())) > 1
-    found.backbone.endpoints = ("4", "8") if several else ("4",)
-    found.input.size = 32
     return found
 
 
@@ -199,40 +201,52 @@ def batches(found: Any, source: Any, run: experiment.Experiment, steps: int) -> 
     return list(loader.train_batches(source, run.train_transform(), **options))
 
 
-def steps(
-    found: Any,
-    devices: int,
-    count: int = 3,
-    memory: Any = None,
-    terms: list[Any] | None = None,
-    variables: Any = None,
-) -> tuple[Any, list[float]]:
-    """The state after a few steps on so many simulated devices, as host arrays, and the losses.
+class Steps:
+    """A few steps of a config on simulated devices; the step is traced once for each kind of parallelism.
 
     Args:
-      memory: changes variables["memory"] before the first step. terms: takes the metrics of every step.
-      variables: to start from; else the config's own.
+      memory: changes variables["memory"] before the first step.
+    Attributes:
+      terms: the metrics of every step of the last call.
     """
-    run, source = assembled(found)
-    variables = experiment.init_variables(run, found.seed) if variables is None else variables
-    if memory is not None:
-        variables = {**variables, "memory": memory(dict(variables["memory"]))}
-    tx = train.make_optimizer(found, variables["params"], 10, run.system.backbone.frozen_parameters)
-    state = train.create_state(variables, tx, ema=found.ema, seed=0)
-    step, place_state, place = parallel.compile_step(train.make_step(run, tx), found.parallel, jax.devices()[:devices])
-    state, losses = place_state(state), []
-    for batch in batches(found, source, run, count):
-        state, metrics = step(state, place(batch))
-        losses.append(float(metrics["loss"]))
-        if terms is not None:
-            terms.append(jax.device_get(metrics))
-    return jax.device_get(state), losses
+
+    def __init__(self, found: Any, memory: Any = None):
+        self.config, self.terms = found, []
+        self.run, source = assembled(found)
+        variables = experiment.init_variables(self.run, found.seed)
+        if memory is not None:
+            variables = {**variables, "memory": memory(dict(variables["memory"]))}
+        self.variables = jax.device_get(variables)  # a step takes those on devices away
+        self.batches = batches(found, source, self.run, 3)
+        self.made: dict[str, Any] = {}
+
+    def __call__(self, kind: str, devices: int) -> tuple[Any, list[float]]:
+        """The state after three steps, as host arrays, and the losses."""
+        if kind not in self.made:
+            found = copy.deepcopy(self.config)
+            found.parallel = kind
+            run, _ = assembled(found)
+            tx = train.make_optimizer(found, self.variables["params"], 10, run.system.backbone.frozen_parameters)
+            self.made[kind] = tx, train.make_step(run, tx)
+        tx, step = self.made[kind]
+        state = train.create_state(self.variables, tx, ema=self.config.ema, seed=0)
+        step, place_state, place = parallel.compile_step(step, kind, jax.devices()[:devices])
+        state, self.terms = place_state(state), []
+        for batch in self.batches:
+            state, metrics = step(state, place(batch))
+            self.terms.append(jax.device_get(metrics))
+        return jax.device_get(state), [float(terms["loss"]) for terms in self.terms]
 
 
 def init(system: Any, *args: Any, **kwargs: Any) -> Any:
     """The variables that a module starts with, from fixed keys."""
     keys = {name: jax.random.key(i) for i, name in enumerate(("params", "dropout", "draw"))}
     return tracing.pruned(lambda keys: system.init(keys, *args, **kwargs))(keys)
+
+
+def apply(module: Any, variables: Any, *args: Any, **settings: Any) -> Any:
+    """`module.apply`, compiled as one program."""
+    return jax.jit(lambda variables, args: module.apply(variables, *args, **settings))(variables, args)
 
 
 def loss_and_gradients(system: Any, variables: Any, batch: Any, step: int) -> tuple[jax.Array, Any]:

@@ -21,7 +21,7 @@ demo: venv
 	XLA_FLAGS="$(XLA_CPU) $$XLA_FLAGS" $(BIN)/python -m mljax.main --config=configs/cmsg.py --workdir=runs/demo
 
 # A file stays on one worker, so that what its tests share is compiled once.
-PYTEST := python -m pytest -n 2 --dist loadfile
+PYTEST := python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: venv
 	$(BIN)/$(PYTEST)

@@ -35,8 +35,17 @@ jaxtyping.install_import_hook(CHECKED, "shapes.checked")
 import toy  # noqa: E402
 from mljax import build, main, train  # noqa: E402
 
-# What tests import from here until they import it from toy.
-from toy import close, data_root, golden_file, weights  # noqa: E402, F401
+# Files whose tests take longest, the longest first: one of them at the end would leave the other worker idle.
+LONG = (
+    *("parallel", "systems", "not_finite", "sarb", "backbones", "transformers", "resume", "mulcon", "role", "c_tran"),
+    *("curriculum", "published", "tdrg", "analyze", "out_of_memory", "bench", "cvt", "swin", "fold", "dropout", "sst"),
+    *("released", "interrupts", "waiting", "bad_images", "zero_shot", "query2label", "config", "checkpoint_damage"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    rank = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_collection_finish():
@@ -49,7 +58,7 @@ def pytest_sessionfinish():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    root = data_root()
+    root = toy.data_root()
     if root is None:
         pytest.skip("no real data: set MLJAX_DATA to a folder with VOCdevkit/, weights/ and label_embeddings/")
     return root

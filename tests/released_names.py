@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import data_root
 from mljax import experiment
 from mljax.trees import check, nest
 from mljax.weights import published
 from mljax.weights.convert import convert
+from toy import data_root
 
 PLACEHOLDER = np.int8(0)  # integers keep their dtype in a conversion: a byte a number
 

@@ -5,39 +5,33 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import close, golden_file, weights
+import toy
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems.add_gcn import ADDGCN
-from mljax.types import Meta
 from mljax.weights import published
+from toy import close, weights
 
 L, D, W = 6, 7, 5
 
 
-def meta(count=L):
-    labels, classes = np.zeros((0, count), np.uint8), tuple(f"c{i}" for i in range(count))
-    return Meta(name="toy", classes=classes, labels=labels, observed=labels)
-
-
 def build(count=L, **settings):
     return ADDGCN(
-        backbone=None, criterion=Criterion.from_config({"name": "bce"}), meta=meta(count), **{"width": W, **settings}
+        backbone=None,
+        criterion=Criterion.from_config({"name": "bce"}),
+        meta=toy.meta(count),
+        **{"width": W, **settings},
     )
 
 
-def batch(feature_map=None):
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(4, 2, 3, D)).astype(np.float32) if feature_map is None else feature_map
-    labels = (rng.random((len(x), L)) < 0.5).astype(np.float32)
-    rest = {"observed": np.ones_like(labels), "mask": np.ones(len(x), np.float32)}
-    return {"endpoints": {"32": x}, "labels": labels, **rest}
+def batch(feature_map=(4, 2, 3, D)):
+    return toy.batch(feature_map, L, seed=2)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(golden_file("add_gcn.npz"))
+    return toy.golden("add_gcn")
 
 
 @pytest.fixture(scope="module")
@@ -171,4 +165,4 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files():
     counters = sum(name.endswith("running_mean") and not name.startswith("features.") for name in state)  # not listed
     listed = [name for name in state if not name.startswith("features.")]
     assert len(listed) + counters + 624 == released_names.total("ADD-GCN")
-    released_names.fits(read_config("configs/add_gcn.py:coco2014").unlock(), meta(80), state)
+    released_names.fits(read_config("configs/add_gcn.py:coco2014").unlock(), toy.meta(80), state)

@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score
 
 import released_names
 import toy
-from conftest import close, golden_file, weights
 from mljax import evaluate, main, predict
 from mljax.check import check
 from mljax.config.reading import read_config
@@ -19,38 +18,30 @@ from mljax.errors import UserError
 from mljax.layers import sine_position
 from mljax.losses.criterion import Criterion
 from mljax.systems.c_tran import CTran, known_in_evaluation, random_known
-from mljax.types import Meta
 from mljax.weights import published
+from toy import close, golden_file, weights
 
 L = 6
-
-
-def meta(labels=L):
-    zeros = np.zeros((4, labels), np.uint8)
-    return Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=zeros, observed=zeros + 1)
 
 
 def build(labels=L, reduction="sum", **settings):
     return CTran(
         backbone=None,
         criterion=Criterion.from_config({"name": "bce", "reduction": reduction}),
-        meta=meta(labels),
+        meta=toy.meta(labels),
         **settings,
     )
 
 
 def batch(feature_map, labels=None, **more):
     """From a map as the authors have it, (b d h w)."""
-    b = len(feature_map)
-    labels = np.zeros((b, L), np.float32) if labels is None else labels
-    endpoints = {"32": np.moveaxis(feature_map, 1, -1)}
-    data = {"endpoints": endpoints, "labels": labels, "observed": np.ones_like(labels), "mask": np.ones(b, np.float32)}
-    return {**data, "index": np.arange(b, dtype=np.int32), **more}
+    labels = np.zeros((len(feature_map), L)) if labels is None else labels
+    return toy.batch(toy.nhwc(feature_map), labels, **more)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return dict(np.load(golden_file("c_tran.npz")))
+    return toy.golden("c_tran")
 
 
 def known_of(mask):
@@ -124,8 +115,8 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files():
     assert len(state) + counters == released_names.total("C-Tran")
     state |= {f"{prefix}bn1.num_batches_tracked": np.zeros((), np.int64)}
     found = read_config("configs/c_tran.py:coco2014").unlock()
-    released_names.fits(found, meta(80), {f"module.{name}": x for name, x in state.items()})
-    released_names.fits(found, meta(80), state)
+    released_names.fits(found, toy.meta(80), {f"module.{name}": x for name, x in state.items()})
+    released_names.fits(found, toy.meta(80), state)
 
 
 def test_a_file_of_another_variant_is_refused(golden):

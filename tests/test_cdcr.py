@@ -9,15 +9,13 @@ from mljax import experiment
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems.cdcr import CDCR
-from mljax.types import Meta
 from test_resume import same_state, trained_twice
 
 N, L = 10, 4
 
 
 def meta():
-    labels = (np.random.default_rng(0).random((N, L)) < 0.5).astype(np.uint8)
-    return Meta(name="toy", classes=tuple("abcd"), labels=labels, observed=np.ones_like(labels))
+    return toy.meta(np.random.default_rng(0).random((N, L)) < 0.5)
 
 
 def built(**settings):
@@ -26,11 +24,7 @@ def built(**settings):
 
 
 def batch(rows):
-    return {
-        "endpoints": {"32": np.random.default_rng(1).normal(size=(len(rows), 2, 2, 6)).astype(np.float32)},
-        "labels": np.float32(meta().labels[rows]), "observed": np.ones((len(rows), L), np.float32),
-        "mask": np.ones(len(rows), np.float32), "index": np.int32(rows),
-    }  # fmt: skip
+    return toy.batch((len(rows), 2, 2, 6), meta().labels[rows], index=np.int32(rows), seed=1)
 
 
 @pytest.mark.parametrize("aware", [False, True])

@@ -12,11 +12,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from conftest import golden_file
 from mljax.errors import UserError
 from mljax.rundir.checkpoint import Checkpoints, NotFinite
 from mljax.trees import path_name
 from saved_states import new_state, same, saved, shapes
+from toy import golden_file
 
 # Round trips
 

@@ -4,24 +4,16 @@ import jax
 import numpy as np
 import pytest
 
+import toy
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems.cmsg import CMSG
-from mljax.types import Meta
 
 L, D, E, K = 5, 8, 6, 2
 
 
-def meta(vectors=True):
-    rng = np.random.default_rng(0)
-    labels = (rng.random((40, L)) < 0.4).astype(np.uint8)
-    return Meta(
-        name="toy",
-        classes=tuple("abcde"),
-        labels=labels,
-        observed=np.ones_like(labels),
-        vectors=rng.normal(size=(L, E)).astype(np.float32) if vectors else None,
-    )
+def meta(vectors=E):
+    return toy.meta(L, vectors=vectors, classes=tuple("abcde"))
 
 
 def build(**settings):
@@ -39,9 +31,7 @@ def build(**settings):
 
 
 def batch(seed=0):
-    x = np.random.default_rng(seed).normal(size=(3, 2, 4, 7)).astype(np.float32)
-    zeros = np.zeros((3, L), np.float32)
-    return {"endpoints": {"32": x}, "labels": zeros, "observed": zeros + 1, "mask": np.ones(3, np.float32)}
+    return toy.batch((3, 2, 4, 7), np.zeros((3, L)), seed=seed)
 
 
 def softmax(x, axis):
@@ -144,10 +134,10 @@ def test_label_queried_features_attend():
 
 def test_what_the_data_cannot_give_is_said():
     with pytest.raises(UserError, match=r"needs label vectors.*cooccurrence"):
-        build(meta=meta(vectors=False))
+        build(meta=meta(vectors=None))
     with pytest.raises(UserError, match="label_queried' needs label vectors"):
-        build(meta=meta(vectors=False), features="label_queried", correlation="none")
-    build(meta=meta(vectors=False), correlation="cooccurrence")
+        build(meta=meta(vectors=None), features="label_queried", correlation="none")
+    build(meta=meta(vectors=None), correlation="cooccurrence")
     with pytest.raises(UserError, match="did you mean 'multiply'"):
         build(mode="multipl")
     with pytest.raises(UserError, match="3 heads do not divide the width 8"):

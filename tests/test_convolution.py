@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import golden_file
 from mljax import convolution
 from mljax.convolution import BatchNorm
 from plain_convolution import conv_loops
+from toy import golden_file
 
 
 def to_nhwc(x):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import golden_file
 from mljax import experiment
 from mljax.check import check
 from mljax.errors import UserError
@@ -27,11 +26,9 @@ def build(labels=L, **settings):
 
 
 def golden(heads):
-    found = np.load(golden_file("csra.npz"))
-    start = f"heads{heads}/"
-    case = {name.removeprefix(start): found[name] for name in found.files if name.startswith(start)}
-    weights = {name.removeprefix("w/"): value for name, value in case.items() if name.startswith("w/")}
-    return found["in/feature_map"], weights, case
+    case = toy.golden("csra", f"heads{heads}/")
+    weights = toy.weights(case)
+    return toy.golden("csra")["in/feature_map"], weights, case
 
 
 def by_hand(x, kernels, temperatures, lam):

@@ -11,7 +11,6 @@ from mljax import experiment, train
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems.curriculum import STRATEGIES, Curriculum, relabel
-from mljax.types import Meta
 from test_resume import interrupted_at, last_state, same_state
 
 N, L = 12, 5
@@ -70,17 +69,12 @@ def test_all_known_none_known_and_one_class(strategy):
 
 def meta():
     _, known, _ = case()
-    labels, observed = (known == 1).astype(np.uint8), (known != 0).astype(np.uint8)
-    return Meta(name="toy", classes=tuple("abcde"), labels=labels, observed=observed)
+    return toy.meta(known == 1, observed=known != 0)
 
 
 def batch(rows):
     known = case()[1][rows]
-    return {
-        "endpoints": {"32": np.random.default_rng(1).normal(size=(len(rows), 2, 2, 6)).astype(np.float32)},
-        "labels": np.float32(known == 1), "observed": np.float32(known != 0),
-        "mask": np.ones(len(rows), np.float32), "index": np.int32(rows),
-    }  # fmt: skip
+    return toy.batch((len(rows), 2, 2, 6), known == 1, observed=known != 0, index=np.int32(rows), seed=1)
 
 
 def built(**settings):

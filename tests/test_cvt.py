@@ -9,15 +9,12 @@ import pytest
 from flax import traverse_util
 
 import weight_states
-from conftest import golden_file
 from mljax.backbones import _transformer, cvt
+from mljax.trees import flatten
+from toy import golden_file
 
 TINY = weight_states.CVT
 ALL = ("4", "8", "16")
-
-
-def flat(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def initialised(net, size=32, seed=0, batch=4):
@@ -27,7 +24,7 @@ def initialised(net, size=32, seed=0, batch=4):
     rng = np.random.default_rng(seed)
     draw = lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32)  # noqa: E731
     variables = jax.tree.map(draw, shapes)
-    stats = flat(variables["batch_stats"])
+    stats = flatten(variables["batch_stats"])
     stats = {k: jnp.abs(v) + 0.5 if k.endswith("var") else v for k, v in stats.items()}
     return variables | {"batch_stats": traverse_util.unflatten_dict(stats, sep="/")}, image
 
@@ -103,7 +100,7 @@ def test_gradient_everywhere_but_at_what_keys_share():
         out, _ = net.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
         return jnp.sum(out["16"] ** 3)
 
-    grads = flat(jax.jit(jax.grad(loss))(variables["params"]))
+    grads = flatten(jax.jit(jax.grad(loss))(variables["params"]))
     for path, grad in grads.items():
         beside = grads[path.replace("/k/", "/q/").replace("/k_bn/", "/q_bn/")]
         if path.endswith("attention/k/bias") or re.search(r"layer[12]/.*k_bn/bias", path):
@@ -122,11 +119,11 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(frozen, norm):
         return sum(jnp.sum(x**3) for x in out.values()), new["batch_stats"]
 
     grads, stats = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    for path, grad in flat(grads).items():
+    for path, grad in flatten(grads).items():
         held = any(re.search(pattern, path) for pattern in net.frozen_parameters)
         assert (np.abs(grad).max() == 0) == held, path
-    old = flat(variables["batch_stats"])
-    for path, value in flat(stats).items():
+    old = flatten(variables["batch_stats"])
+    for path, value in flatten(stats).items():
         keeps = norm == "frozen" or path.split("/")[0] in frozen
         assert np.array_equal(value, old[path]) == keeps, path
 

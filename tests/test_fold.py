@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import toy
 from mljax import fold
 from mljax.backbones import cvt, mobilenet, resnet, small, tresnet
 
@@ -33,7 +34,7 @@ def test_folded_values(name):
 
     system, rng = System(NETS[name]), np.random.default_rng(0)
     batch = {"image": jnp.asarray(rng.normal(size=(2, 64, 64, 3)), jnp.float32)}
-    variables = jax.jit(lambda k: system.init(k, batch, train=False))(jax.random.key(0))
+    variables = toy.init(system, batch, train=False)
 
     def drawn(path, x):
         leaf = path[-1].key

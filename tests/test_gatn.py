@@ -6,23 +6,20 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import close, golden_file, weights
+import toy
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems import _graph
 from mljax.systems.gatn import GATN
-from mljax.types import Meta
 from mljax.weights import published
+from toy import close, weights
 
 L, D, E = 6, 7, 4
 
 
-def meta(vectors=True, count=L):
-    if vectors is True:
-        vectors = np.random.default_rng(1).normal(size=(count, E)).astype(np.float32)
-    labels, classes = np.zeros((0, count), np.uint8), tuple(f"c{i}" for i in range(count))
-    return Meta(name="toy", classes=classes, labels=labels, observed=labels, vectors=vectors)
+def meta(vectors=E, count=L):
+    return toy.meta(count, vectors=vectors)
 
 
 def build(facts=None, **settings):
@@ -30,17 +27,13 @@ def build(facts=None, **settings):
     return GATN(backbone=None, criterion=Criterion.from_config({"name": "bce"}), meta=facts, **{"width": 5, **settings})
 
 
-def batch(feature_map=None, count=L):
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(3, 2, 4, D)).astype(np.float32) if feature_map is None else feature_map
-    labels = (rng.random((len(x), count)) < 0.5).astype(np.float32)
-    rest = {"observed": np.ones_like(labels), "mask": np.ones(len(x), np.float32)}
-    return {"endpoints": {"32": x}, "labels": labels, **rest}
+def batch(feature_map=(3, 2, 4, D), count=L):
+    return toy.batch(feature_map, count, seed=2)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(golden_file("gatn.npz"))
+    return toy.golden("gatn")
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import golden_file
 from mljax.data import labels
 from mljax.data.voc import CLASSES
+from toy import golden_file
 
 
 def test_spelled_twice():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import golden_file
+import toy
 from mljax import losses
 from mljax.errors import UserError
 from mljax.losses import contrastive, weak_labels
@@ -15,8 +15,7 @@ from mljax.losses import contrastive, weak_labels
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(golden_file("losses.npz")) as file:
-        return {key: file[key] for key in file.files}
+    return toy.golden("losses")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image, ImageEnhance
 
 import toy
-from conftest import golden_file, weights
 from mljax import train
 from mljax.convolution import Conv
 from mljax.errors import UserError
@@ -22,6 +21,7 @@ from mljax.systems.mcar import MCAR
 from mljax.types import Meta
 from mljax.weights import published
 from mljax.weights.published import Names
+from toy import weights
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 POOLING = {"avg": "average", "max": "max", "gwp": "mean_of_both"}
@@ -44,7 +44,7 @@ def build(labels=5, backbone=None, **settings):
 
 
 def golden():
-    found = np.load(golden_file("mcar.npz"))
+    found = toy.golden("mcar")
     state = weights(found)
     system = build(backbone=Trunk())
     variables = published.convert_head(state, system)
@@ -73,7 +73,7 @@ def test_authors_numbers(pooling):
 
 
 def test_authors_intervals():
-    found = np.load(golden_file("mcar.npz"))
+    found = toy.golden("mcar")
     got = jax.vmap(lambda profile: _mcar.interval(profile, 0.5))(jnp.asarray(found["obj_loc/in/profile"]))
     np.testing.assert_array_equal(np.stack(got, -1), found["obj_loc/out/min_max"])
 

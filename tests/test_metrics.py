@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
-from conftest import golden_file
+import toy
 from mljax import metrics
 from mljax.errors import UserError
 
@@ -19,8 +19,7 @@ ORDER = ("OP", "OR", "OF1", "CP", "CR", "CF1")
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(golden_file("metrics.npz")) as file:
-        return {key: file[key] for key in file.files}
+    return toy.golden("metrics")
 
 
 def labels_of(golden, kind):

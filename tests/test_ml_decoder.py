@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import close, golden_file, weights
+import toy
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems.ml_decoder import MLDecoder, with_labels
-from mljax.types import Meta
 from mljax.weights import published
+from toy import close, weights
 
 CASES = {
     "full": (7, {}),
@@ -24,22 +24,15 @@ CASES = {
 }
 
 
-def meta(labels, vectors=None):
-    zeros, names = np.zeros((4, labels), np.uint8), tuple(f"c{i}" for i in range(labels))
-    return Meta(name="toy", classes=names, labels=zeros, observed=zeros + 1, vectors=vectors)
-
-
 def build(labels, vectors=None, **settings):
     loss = Criterion.from_config({"name": "asl", "gamma_neg": 4.0, "gamma_pos": 0.0, "clip": 0.05, "reduction": "sum"})
     sizes = {"width": 32, "heads": 8, "ffn": 2048}
-    return MLDecoder(backbone=None, criterion=loss, meta=meta(labels, vectors), **{**sizes, **settings})
+    return MLDecoder(backbone=None, criterion=loss, meta=toy.meta(labels, vectors=vectors), **{**sizes, **settings})
 
 
 def batch(feature_map, labels):
     """feature_map: (b h w d)."""
-    zeros = np.zeros((len(feature_map), labels), np.float32)
-    data = {"labels": zeros, "observed": zeros + 1, "mask": np.ones(len(feature_map), np.float32)}
-    return {"endpoints": {"32": feature_map}, **data}
+    return toy.batch(feature_map, np.zeros((len(feature_map), labels)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -59,8 +52,7 @@ def parts(module, data, *paths, seed=0):
 
 
 def golden(case):
-    file = np.load(golden_file("ml_decoder.npz"))
-    arrays = {key.removeprefix(f"{case}/"): file[key] for key in file if key.startswith(f"{case}/")}
+    arrays = toy.golden("ml_decoder", f"{case}/")
     return weights(arrays), arrays
 
 
@@ -247,7 +239,7 @@ def test_other_labels_in_the_zero_shot_mode():
     variables = published.convert_head(w, module)
     new = np.random.default_rng(0).normal(size=(9, 300)).astype(np.float32)
     new[4] = vectors[2]
-    system, changed = with_labels(module, variables, meta(9, new))
+    system, changed = with_labels(module, variables, toy.meta(9, vectors=new))
     out = apply(system, changed, batch(image, 9))
     for i in range(3):
         close(out.logits[i], forward(w, image[i], 9, new)[0])
@@ -285,9 +277,9 @@ def test_wrong_settings(settings, said):
 
 def test_other_labels_need_the_zero_shot_mode_and_vectors_of_the_same_width():
     with pytest.raises(UserError, match="train it with config.system.zero_shot=True"):
-        with_labels(build(7), {}, meta(3, np.ones((3, 5))))
+        with_labels(build(7), {}, toy.meta(3, vectors=np.ones((3, 5))))
     with pytest.raises(UserError, match=r"shape \(3, 4\) and should have \(labels, 5\)"):
-        with_labels(build(7, np.ones((7, 5), np.float32), zero_shot=True), {}, meta(3, np.ones((3, 4))))
+        with_labels(build(7, np.ones((7, 5), np.float32), zero_shot=True), {}, toy.meta(3, vectors=np.ones((3, 4))))
 
 
 @pytest.mark.parametrize(
@@ -313,7 +305,7 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files(size):
     state = released_names.state_dict(f"ML-Decoder TResNet-{size}")
     assert len(state) == released_names.total(f"ML-Decoder TResNet-{size} ")
     found = read_config(f"configs/ml_decoder.py:tresnet_{size.lower()}").unlock()
-    released_names.fits(found, meta(80), state)
+    released_names.fits(found, toy.meta(80), state)
 
 
 def test_full_size_zero_shot_names():
@@ -324,4 +316,4 @@ def test_full_size_zero_shot_names():
     shapes |= {"decoder.duplicate_pooling": (768, 1), "decoder.duplicate_pooling_bias": (1,)}
     state |= {f"head.{name}": np.broadcast_to(released_names.PLACEHOLDER, shape) for name, shape in shapes.items()}
     found = read_config("configs/ml_decoder.py:tresnet_m,zero_shot").unlock()
-    released_names.fits(found, meta(81, np.ones((81, 300), np.float32)), state)
+    released_names.fits(found, toy.meta(81, vectors=np.ones((81, 300), np.float32)), state)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import close, golden_file, weights
+import toy
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
@@ -14,6 +14,7 @@ from mljax.systems import _graph
 from mljax.systems.ml_gcn import MLGCN
 from mljax.types import Meta
 from mljax.weights import published
+from toy import close, weights
 
 L, D, E = 6, 7, 10
 
@@ -25,13 +26,8 @@ def labels_of(kind="several"):
     return (rng.random((40, L)) < np.array([0.9, 0.6, 0.4, 0.3, 0.2, 0.1])).astype(np.uint8)
 
 
-def meta(labels=None, observed=None, vectors=None, count=L):
-    labels = labels_of() if labels is None else labels
-    observed = np.ones_like(labels) if observed is None else observed
-    if vectors is None:
-        vectors = np.random.default_rng(1).normal(size=(count, E)).astype(np.float32)
-    classes = tuple(f"c{i}" for i in range(count))
-    return Meta(name="toy", classes=classes, labels=labels * observed, observed=observed, vectors=vectors)
+def meta(labels=None, observed=None, vectors=E):
+    return toy.meta(labels_of() if labels is None else labels, observed=observed, vectors=vectors)
 
 
 def build(facts=None, **settings):
@@ -41,17 +37,13 @@ def build(facts=None, **settings):
     )
 
 
-def batch(feature_map=None):
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(3, 2, 4, D)).astype(np.float32) if feature_map is None else feature_map
-    labels = (rng.random((len(x), L)) < 0.5).astype(np.float32)
-    rest = {"observed": np.ones_like(labels), "mask": np.ones(len(x), np.float32)}
-    return {"endpoints": {"32": x}, "labels": labels, **rest}
+def batch(feature_map=(3, 2, 4, D)):
+    return toy.batch(feature_map, L, seed=2)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(golden_file("ml_gcn.npz"))
+    return toy.golden("ml_gcn")
 
 
 def test_golden_case_through_the_conversion(golden):
@@ -163,6 +155,6 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files():
     vectors = np.zeros((80, 300), np.float32)
     released_names.fits(
         read_config("configs/ml_gcn.py:coco2014").unlock(),
-        meta(np.zeros((0, 80), np.uint8), vectors=vectors, count=80),
+        meta(np.zeros((0, 80), np.uint8), vectors=vectors),
         state,
     )

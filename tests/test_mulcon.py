@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import golden_file, weights
 from mljax import experiment, train
 from mljax.config.reading import read_config
 from mljax.config.stages import stage_configs
@@ -18,17 +17,16 @@ from mljax.losses import contrastive
 from mljax.losses.criterion import Criterion
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.systems.mulcon import PUBLISHED, MulCon, every_view
-from mljax.types import Meta
 from mljax.weights import published
 from torch_writer import bare_resnet, tensors, torch_zip
+from toy import golden_file, weights
 
 L, D, K = 5, 8, 2
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def meta(labels=L):
-    ones = np.ones((4, labels), np.uint8)
-    return Meta(name="toy", classes=tuple("abcdefgh"[:labels]), labels=ones, observed=ones)
+    return toy.meta(np.ones((4, labels)))
 
 
 def build(labels=L, **settings):
@@ -64,9 +62,8 @@ def batch(b=6, labels=L, seed=0):
     """Two cached views of b images, one of them padding, some labels unknown."""
     rng = np.random.default_rng(seed)
     views = rng.normal(size=(b, 2, 2, 3, D)).astype(np.float32)
-    y, z = (np.float32(rng.random((b, labels)) < share) for share in (0.5, 0.8))
-    mask = np.float32(np.arange(b) < b - 1)
-    return {"endpoints": {"32": views[:, 0]}, "views": {"32": views}, "labels": y * z, "observed": z, "mask": mask}
+    y, z = (rng.random((b, labels)) < share for share in (0.5, 0.8))
+    return toy.batch(views[:, 0], y, observed=z, mask=np.arange(b) < b - 1, views={"32": views})
 
 
 # --- the authors' code ----------------------------------------------------------------------------------------------
@@ -74,8 +71,7 @@ def batch(b=6, labels=L, seed=0):
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(golden_file("mulcon.npz")) as file:
-        return {key.removeprefix("base/"): file[key] for key in file.files if key.startswith("base/")}
+    return toy.golden("mulcon", "base/")
 
 
 @pytest.fixture(scope="module")

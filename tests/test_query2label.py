@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import released_names
-from conftest import close, golden_file, weights
+import toy
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.layers import sine_position
 from mljax.losses.criterion import Criterion
 from mljax.systems.query2label import Query2Label
-from mljax.types import Meta
 from mljax.weights import published
+from toy import close, golden_file, weights
 
 L, HEADS = 7, 4
 CASES = {
@@ -25,21 +25,14 @@ CASES = {
 }
 
 
-def meta(labels=L):
-    zeros = np.zeros((4, labels), np.uint8)
-    return Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=zeros, observed=zeros + 1)
-
-
 def build(labels=L, **settings):
     loss = Criterion.from_config({"name": "asl", "gamma_neg": 2.0, "gamma_pos": 0.0, "clip": 0.0, "eps": 1e-5})
-    return Query2Label(backbone=None, criterion=loss, meta=meta(labels), **{"heads": HEADS, "ffn": 64, **settings})
+    return Query2Label(backbone=None, criterion=loss, meta=toy.meta(labels), **{"heads": HEADS, "ffn": 64, **settings})
 
 
 def batch(feature_map, labels=L):
     """From a map as the authors have it, (b d h w)."""
-    zeros, b = np.zeros((len(feature_map), labels), np.float32), len(feature_map)
-    endpoints = {"32": np.moveaxis(feature_map, 1, -1)}
-    return {"endpoints": endpoints, "labels": zeros, "observed": zeros + 1, "mask": np.ones(b, np.float32)}
+    return toy.batch(toy.nhwc(feature_map), np.zeros((len(feature_map), labels)))
 
 
 def cases():
@@ -391,4 +384,6 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files(title):
     assert len(state) + counters == released_names.total(f"Q2L {title}")
     found = read_config(f"configs/query2label.py:{word}").unlock()
     found.system.update(settings)
-    released_names.fits(found, meta(80), {f"module.{name}": x for name, x in state.items()})  # as DataParallel saves it
+    released_names.fits(
+        found, toy.meta(80), {f"module.{name}": x for name, x in state.items()}
+    )  # as DataParallel saves it

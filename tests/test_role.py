@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import golden_file
 from mljax import experiment, optim, parallel, train
 from mljax.check import check
 from mljax.config.overrides import override
@@ -23,8 +22,7 @@ from mljax.types import Meta
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(golden_file("losses.npz")) as file:
-        return {key: file[key] for key in file.files}
+    return toy.golden("losses")
 
 
 def batch_of(labels, observed, **more):

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import golden_file
 from mljax import predict, rundir, train
 from mljax.config.reading import read_config
 from mljax.errors import UserError
@@ -24,6 +23,7 @@ from mljax.rundir import manifest, measurements
 from mljax.rundir.checkpoint import Checkpoints
 from mljax.rundir.progress import Writer
 from mljax.types import Meta
+from toy import golden_file
 
 # One run, one writer
 

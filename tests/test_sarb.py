@@ -9,7 +9,6 @@ import pytest
 from sklearn.cluster import KMeans
 
 import toy
-from conftest import close, golden_file, weights
 from mljax import experiment
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
@@ -19,6 +18,7 @@ from mljax.systems.sarb import SARB, _reversed
 from mljax.weights import published
 from test_resume import same_state, trained_twice
 from test_ssgrl import L, apply, batch, init, meta, nhwc
+from toy import close, weights
 
 
 def build(**settings):
@@ -29,8 +29,7 @@ def build(**settings):
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(golden_file("sst.npz")) as file:
-        return {key.removeprefix("sarb/"): file[key] for key in file.files if key.startswith("sarb/")}
+    return toy.golden("sst", "sarb/")
 
 
 @pytest.fixture(scope="module")

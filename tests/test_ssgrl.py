@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import close, golden_file
 from mljax.errors import UserError
 from mljax.layers import SemanticPooling
 from mljax.losses.criterion import Criterion
@@ -16,18 +15,14 @@ from mljax.systems import _semantic
 from mljax.systems.ssgrl import SSGRL
 from mljax.types import Meta
 from mljax.weights import published
+from toy import close, golden_file
 
 L, E = 6, 12
 
 
-def meta(vectors=None, labels=None, observed=None, count=L):
+def meta(vectors=E, labels=None, observed=None, count=L):
     """A training split with some unknown labels, or none at all."""
-    rng = np.random.default_rng(0)
-    labels = (rng.random((40, count)) < 0.4).astype(np.uint8) if labels is None else labels
-    observed = np.ones_like(labels) if observed is None else observed
-    vectors = rng.normal(size=(count, E)).astype(np.float32) if vectors is None else vectors
-    classes = tuple(f"c{i}" for i in range(count))
-    return Meta(name="toy", classes=classes, labels=labels * observed, observed=observed, vectors=vectors)
+    return toy.meta(count if labels is None else labels, observed=observed, vectors=vectors)
 
 
 def build(**settings):
@@ -35,14 +30,8 @@ def build(**settings):
     return SSGRL(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **({"width": 14} | settings))
 
 
-def batch(shape=(3, 4, 4, 20), labels=None, observed=None, mask=None):
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=shape).astype(np.float32)
-    labels = (rng.random((shape[0], L)) < 0.4) if labels is None else labels
-    observed = (rng.random(labels.shape) < 0.5) if observed is None else observed
-    rest = {"labels": labels * observed, "observed": observed, "mask": np.ones(shape[0]) if mask is None else mask}
-    rest = {name: np.asarray(value, np.float32) for name, value in rest.items()}
-    return {"endpoints": {"32": x}, "index": np.arange(shape[0], dtype=np.int32), **rest}
+def batch(shape=(3, 4, 4, 20), labels=L, observed=0.5):
+    return toy.batch(shape, labels, observed=observed, seed=1)
 
 
 # Compiled once for all tests whose modules have equal settings and whose batches have equal shapes.
@@ -74,14 +63,9 @@ def nhwc(x):
     return {"endpoints": {"32": np.moveaxis(x, 1, -1)}}
 
 
-def part(file, prefix):
-    """The arrays of a golden file below a prefix."""
-    return {key.removeprefix(prefix): file[key] for key in file.files if key.startswith(prefix)}
-
-
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(golden_file("ssgrl.npz"))
+    return toy.golden("ssgrl")
 
 
 @pytest.mark.parametrize(("gate", "name"), [("released", "as_released"), ("fixed", "reset_gate_fixed")])
@@ -89,7 +73,7 @@ def test_golden(golden, tmp_path, gate, name):
     np.save(tmp_path / "graph.npy", golden["in/adjacency"])
     facts = meta(vectors=golden["in/word_features"])
     module = build(meta=facts, hidden=16, pool=1, reset_gate=gate, graph=str(tmp_path / "graph.npy"))
-    variables = published.convert_head(part(golden, "w/"), module)
+    variables = published.convert_head(toy.below("w/", golden), module)
     out = apply(module, variables, nhwc(golden["in/feature_map"]))
     close(out.label_features, golden["out/semantic_feature"])
     close(out.extra["propagated"], golden[f"out/ggnn_{name}"])
@@ -111,7 +95,7 @@ HCP = {
 
 def hcp_names(golden, channels):
     """The golden weights under HCP-MLR-PL's names, behind a convolution from `channels` channels."""
-    w, rng, d = part(golden, "w/"), np.random.default_rng(4), golden["in/feature_map"].shape[1]
+    w, rng, d = toy.below("w/", golden), np.random.default_rng(4), golden["in/feature_map"].shape[1]
     state = {f"{new}.{leaf}": w[f"{old}.{leaf}"] for new, old in HCP.items() for leaf in ("weight", "bias")
              if f"{old}.{leaf}" in w}  # fmt: skip
     graph = golden["in/adjacency"]
@@ -148,12 +132,12 @@ def test_channels_that_the_file_has_not_are_said(golden, tmp_path):
     facts, d = meta(vectors=golden["in/word_features"]), golden["in/feature_map"].shape[1]
     options = {"meta": facts, "hidden": 16, "pool": 1, "graph": str(tmp_path / "graph.npy")}
     with pytest.raises(UserError, match=f"made with {d} channels and config.system.channels is 7; .* to {d} or None"):
-        published.convert_head(part(golden, "w/"), build(channels=7, **options))
+        published.convert_head(toy.below("w/", golden), build(channels=7, **options))
     with pytest.raises(UserError, match=f"reduce the map to {d} channels; set config.system.channels={d}"):
         published.convert_head(hcp_names(golden, 9), build(reset_gate="fixed", **options))
     with pytest.raises(UserError, match="a reset gate of their own; set config.system.reset_gate='fixed'"):
         published.convert_head(hcp_names(golden, 9), build(channels=d, **options))
-    same = published.convert_head(part(golden, "w/"), build(channels=d, **options))
+    same = published.convert_head(toy.below("w/", golden), build(channels=d, **options))
     assert "reduce" not in same["params"]["decoupling"]
 
 
@@ -161,7 +145,7 @@ def test_a_graph_that_nobody_has_is_asked_for(golden, tmp_path):
     """Class names alone give no graph: SSGRL's files need one beside them, HCP-MLR-PL's bring their own."""
     nothing = meta(golden["in/word_features"], np.zeros((0, L), np.uint8))
     facts = {"meta": nothing, "hidden": 16, "pool": 1}
-    state = part(golden, "w/")
+    state = toy.below("w/", golden)
     with pytest.raises(UserError, match=r"holds no label graph; give --config\.system\.graph=FILE\.npy, or leave out"):
         published.convert_head(state, build(**facts))
     for settings, graph in (({"graph": "none"}, np.eye(L)), ({"steps": 0}, None)):
@@ -183,7 +167,7 @@ def test_a_graph_without_edges_is_told(caplog):
 
 
 def test_checkpoints_of_other_networks_are_refused(golden):
-    state = part(golden, "w/")
+    state = toy.below("w/", golden)
     with pytest.raises(UserError, match=r"no place for 'other\.weight'"):
         published.convert_head(state | {"other.weight": np.zeros(3)}, build(hidden=16))
     del state["fc_output.bias"]
@@ -285,7 +269,7 @@ def test_without_propagation_and_without_a_graph():
 
 def test_one_class_and_nothing_known_are_finite():
     facts = meta(labels=np.ones((5, 1), np.uint8), observed=np.zeros((5, 1), np.uint8), count=1)
-    data = batch(labels=np.zeros((3, 1)), observed=np.zeros((3, 1)))
+    data = batch(labels=np.zeros((3, 1)), observed=0.0)
     variables = init(build(meta=facts), data)
     for loss in ({"name": "bce"}, {"name": "partial_bce", "reduction": "batch_mean"}):
         value = jax.jit(functools.partial(toy.loss_and_gradients, build(meta=facts, loss=loss), step=0))

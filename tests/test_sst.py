@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import toy
-from conftest import close, golden_file
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.losses.weak_labels import pair_index
 from mljax.systems._pairs import PairHead, measure, push
 from mljax.systems.sst import SST, Thresholds
 from mljax.weights import published
-from test_ssgrl import L, apply, batch, init, meta, nhwc, part
+from test_ssgrl import L, apply, batch, init, meta, nhwc
+from toy import close
 
 PAIRS = L * (L - 1) // 2
 
@@ -44,12 +44,12 @@ def run(module, data, step, variables=None):
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(golden_file("sst.npz"))
+    return toy.golden("sst")
 
 
 @pytest.fixture(scope="module")
 def released(golden):
-    state = part(golden, "sst/w/")
+    state = toy.below("sst/w/", golden)
     module = build(meta=meta(vectors=state["wordFeatures"]), width=24, hidden=16, output=20)
     return module, published.convert_head(state, module)
 
@@ -57,7 +57,7 @@ def released(golden):
 def test_golden(golden, released):
     module, variables = released
     out = apply(module, variables, nhwc(golden["sst/in/feature_map"]))
-    wanted = part(golden, "sst/out/")
+    wanted = toy.below("sst/out/", golden)
     close(out.label_features, wanted["semantic_feature"])
     close(out.attention[:, 0].transpose(0, 2, 3, 1), wanted["attention_bhwc"])
     close(out.extra["propagated"], wanted["ggnn"])
@@ -71,7 +71,7 @@ def test_a_map_of_other_channels_is_reduced_by_convolution_and_batch_norm(golden
     """The golden map has `width` channels; the backbone's 2048 go through changeChannel, computed here by hand."""
     module, variables = released
     wide = np.random.default_rng(0).normal(size=(2, 2048, 3, 3)).astype(np.float32)
-    w = part(golden, "sst/w/changeChannel.")
+    w = toy.below("sst/w/changeChannel.", golden)
     reduced = np.einsum("bchw,dc->bdhw", wide, w["0.weight"][:, :, 0, 0])
     normal = [w[f"1.{name}"].reshape(-1, 1, 1) for name in ("running_mean", "running_var", "weight", "bias")]
     reduced = (reduced - normal[0]) / np.sqrt(normal[1] + 1e-5) * normal[2] + normal[3]
@@ -83,7 +83,7 @@ def test_a_map_of_other_channels_is_reduced_by_convolution_and_batch_norm(golden
 
 
 def test_golden_queue(golden):
-    found = part(golden, "sst/queue/")
+    found = toy.below("sst/queue/", golden)
     memory = jnp.zeros(found["out/pos_feature_after0"].shape)
     for i in range(3):
         positive = (found[f"in/target{i}"] == 1).astype(np.float32)
@@ -321,7 +321,7 @@ def test_bad_input():
 
 
 def test_checkpoint_without_the_pair_head_or_with_another_graph(golden):
-    state = part(golden, "sst/w/")
+    state = toy.below("sst/w/", golden)
     facts = meta(vectors=state["wordFeatures"])
     sizes = {"meta": facts, "width": 24, "hidden": 16, "output": 20}
     without = {name: value for name, value in state.items() if not name.startswith("intra_")}

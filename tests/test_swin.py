@@ -10,17 +10,14 @@ import pytest
 from flax import traverse_util
 
 import weight_states
-from conftest import golden_file
 from mljax.backbones import _transformer, swin
 from mljax.layers import DropPath
+from mljax.trees import flatten
+from toy import golden_file
 
 GOLDEN = dict(width=8, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), window=4)
 TINY = weight_states.SWIN
 ALL = ("4", "8", "16", "32")
-
-
-def flat(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def initialised(net, size=64, seed=0):
@@ -44,10 +41,10 @@ def test_stages_equal_the_authors_code():
     """First image of the golden case, first two stages with their mergings, masks and biases (cut out to be small)."""
     case, state = golden_weights("q2l_swin_image.npz", "q2l_swin_stages.npz")
     net = swin.Swin(**GOLDEN, endpoints=("4", "8"))
-    params = flat(swin.convert(state)["params"])
+    params = flatten(swin.convert(state)["params"])
     image = jnp.asarray(case["in/image"].transpose(0, 2, 3, 1))
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))["params"]
-    rest = {k: np.zeros(v.shape, v.dtype) for k, v in flat(shapes).items() if k not in params}
+    rest = {k: np.zeros(v.shape, v.dtype) for k, v in flatten(shapes).items() if k not in params}
     assert all(k.startswith(("layer3", "layer4", "norm")) for k in rest)
     tree = traverse_util.unflatten_dict(params | rest, sep="/")
     apply = lambda x: net.apply(  # noqa: E731
@@ -136,7 +133,9 @@ def test_block_equals_loops(h, w, window, shifted, size, shift):
 def test_gradient_everywhere_but_at_key_biases():
     net = swin.Swin(**TINY)
     variables, image = initialised(net)
-    grads = flat(jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, image, train=True)["32"] ** 3)))(variables)["params"])
+    grads = flatten(
+        jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, image, train=True)["32"] ** 3)))(variables)["params"]
+    )
     for path, grad in grads.items():
         if path.endswith("attention/qkv/bias"):
             q, k, v = np.split(np.abs(grad), 3)
@@ -154,7 +153,7 @@ def test_frozen_stages_get_no_gradient(frozen):
         out = net.apply(v, image, train=True, rngs={"dropout": jax.random.key(3)})
         return sum(jnp.sum(x**3) for x in out.values())
 
-    grads = flat(jax.jit(jax.grad(loss))(variables)["params"])
+    grads = flatten(jax.jit(jax.grad(loss))(variables)["params"])
     for path, grad in grads.items():
         held = any(re.search(pattern, path) for pattern in net.frozen_parameters)
         assert (np.abs(grad).max() == 0) == held, path

@@ -9,38 +9,29 @@ import pytest
 
 import released_names
 import toy
-from conftest import close, golden_file, weights
 from mljax.config.reading import read_config
 from mljax.errors import UserError
 from mljax.losses.criterion import Criterion
 from mljax.systems.tdrg import TDRG, cross_scale, resize, top_share
-from mljax.types import Meta
 from mljax.weights import published
+from toy import close, weights
 
 L, D, HEADS = 6, 16, 4
 
 
-def meta(labels=L):
-    zeros = np.zeros((4, labels), np.uint8)
-    return Meta(name="toy", classes=tuple(f"c{i}" for i in range(labels)), labels=zeros, observed=zeros + 1)
-
-
 def build(**settings):
     loss = Criterion.from_config({"name": "soft_margin"})
-    return TDRG(backbone=None, criterion=loss, meta=meta(), **{"width": D, "ffn": 40, **settings})
+    return TDRG(backbone=None, criterion=loss, meta=toy.meta(L), **{"width": D, "ffn": 40, **settings})
 
 
 def batch(fine, coarse):
     """From maps as the authors have them, (b d h w)."""
-    rng, b = np.random.default_rng(0), len(fine)
-    labels = (rng.random((b, L)) < 0.4).astype(np.float32)
-    endpoints = {"16": np.moveaxis(fine, 1, -1), "32": np.moveaxis(coarse, 1, -1)}
-    return {"endpoints": endpoints, "labels": labels, "observed": labels * 0 + 1, "mask": np.ones(b, np.float32)}
+    return toy.batch({"16": toy.nhwc(fine), "32": toy.nhwc(coarse)}, L)
 
 
 @pytest.fixture(scope="module")
 def golden():
-    return dict(np.load(golden_file("tdrg.npz")))
+    return toy.golden("tdrg")
 
 
 def maps(arrays):
@@ -240,7 +231,7 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files():
     assert len(state) + counters == released_names.total("TDRG")
     found = read_config("configs/tdrg.py:coco2014").unlock()
     state |= {f"{start}.num_batches_tracked": np.zeros((), np.int64) for start in ("guidance_bn", "layer1.1")}
-    released_names.fits(found, meta(80), state)
+    released_names.fits(found, toy.meta(80), state)
 
 
 OLD = {
@@ -273,7 +264,7 @@ def test_the_older_naming_is_read(golden):
     variables = published.convert_head(older(state), module)
     close(toy.apply(module, variables, batch(*maps(golden))).logits, golden["out/logits"])
     full = {name: value for name, value in released().items() if not name.startswith("backbone.")}
-    released_names.fits(read_config("configs/tdrg.py:coco2014").unlock(), meta(80), older(full))
+    released_names.fits(read_config("configs/tdrg.py:coco2014").unlock(), toy.meta(80), older(full))
 
 
 def test_a_file_of_another_variant_is_refused(golden):
@@ -316,6 +307,7 @@ def test_normalised_nodes_do_not_grow_with_the_map(golden):
     close(divided[..., D:] - bias, (plain[..., D:] - bias) / 25)
 
 
+@pytest.mark.slow
 def test_attention_over_the_batch_is_the_same_on_two_devices():
     found = toy.config("tdrg", optim__name="sgd", optim__schedule={"name": "constant"}, optim__lr=0.05)
     found.system.update(attend="batch", layers=1, width=16, heads=2, ffn=16)

@@ -17,6 +17,8 @@ import weight_states as states
 from mljax import build
 from mljax.backbones import cvt, swin, vit
 from mljax.errors import UserError
+from mljax.trees import flatten
+from test_backbones import COUNTS
 
 RECORD = {"arch", "hub", "file", "sha256", "licence", "paper", "size", "mean", "std", "note"}
 KEYWORDS = {"frozen", "norm", "dtype", "axis", "endpoints", "remat", "drop_path"}
@@ -107,10 +109,6 @@ FAMILIES = {
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
-def flat(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
-
-
 def tiny(family, **settings):
     return family.net(**{**family.tiny, **settings})
 
@@ -128,7 +126,7 @@ def initialised(family, batch=4):
         value = rng.normal(0, 0.2, leaf.shape)
         return jnp.asarray(np.abs(value) + 0.5 if path.endswith("var") else value, jnp.float32)
 
-    variables = {path: draw(path, leaf) for path, leaf in flat(shapes(tiny(family), image.shape)).items()}
+    variables = {path: draw(path, leaf) for path, leaf in flatten(shapes(tiny(family), image.shape)).items()}
     return traverse_util.unflatten_dict(variables, sep="/"), image
 
 
@@ -142,12 +140,12 @@ def apply(net, variables, image, **options):
 
 
 @pytest.mark.parametrize(("family", "name"), [(f, n) for f in FAMILIES for n in FAMILIES[f].module.NAMES])
-def test_shapes(family, name):
-    """tests/test_backbones.py counts their parameters."""
+def test_parameter_count_and_shapes(family, name):
     family, size = FAMILIES[family], int(name.split("_")[-1])
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     net = family.module.NAMES[name](endpoints=family.strides)
-    out, _ = jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x, train=False), image)
+    out, variables = jax.eval_shape(lambda x: net.init_with_output(jax.random.key(0), x, train=False), image)
+    assert sum(x.size for x in jax.tree.leaves(variables["params"])) == COUNTS[name]
     widths = next((w for part, w in family.widths.items() if part and f"_{part}_" in name), family.widths[""])
     sides = [size // int(stride) for stride in family.strides]
     assert out.keys() == set(family.strides)
@@ -157,13 +155,14 @@ def test_shapes(family, name):
 @every_family
 def test_remat_has_the_same_gradient_under_the_same_key(family):
     variables, image = initialised(family)
+    stride = family.strides[:2][-1]  # later stages are built of the same blocks
 
     def gradient(remat):
-        net = tiny(family, remat=remat, drop_path=0.5)
+        net = tiny(family, remat=remat, drop_path=0.5, endpoints=(stride,))
 
         def loss(params):
             maps = apply(net, {**variables, "params": params}, image, rngs={"dropout": jax.random.key(1)})
-            return jnp.sum(maps[family.strides[-1]] ** 3)
+            return jnp.sum(maps[stride] ** 3)
 
         return jax.jit(jax.grad(loss))(variables["params"])
 
@@ -200,7 +199,7 @@ def test_convert_places_every_tensor(family):
     made = family.module.convert(state)
     made_shapes = shapes(tiny(family), (1, family.size, family.size, 3))
     assert toy.shapes(made) == {"batch_stats": {}, **toy.shapes(dict(made_shapes))}
-    at = flat(made["params"]) | flat(made["batch_stats"])
+    at = flatten(made["params"]) | flatten(made["batch_stats"])
     for path, tensor in family.places.items():
         np.testing.assert_array_equal(at[path], tensor(state), err_msg=path)
 
@@ -210,7 +209,7 @@ def test_convert_places_every_tensor(family):
 )
 def test_convert_reads_every_dialect(family, dialect):
     state = family.state()
-    expected, actual = flat(family.module.convert(state)), flat(family.module.convert(dialect(state)))
+    expected, actual = flatten(family.module.convert(state)), flatten(family.module.convert(dialect(state)))
     assert expected.keys() == actual.keys()
     for path in expected:
         np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)

@@ -11,13 +11,10 @@ from flax import traverse_util
 
 import weight_states
 from mljax.backbones import vit
+from mljax.trees import flatten
 from mljax.weights.identify import identify
 
 TINY = weight_states.VIT
-
-
-def flat(tree):
-    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def initialised(net, h=48, w=32, seed=0):
@@ -109,7 +106,7 @@ def test_map_equals_loops(h, w):
 def test_the_class_token_takes_part_in_attention():
     net = vit.ViT(**TINY)
     variables, image = initialised(net)
-    params = flat(variables["params"])
+    params = flatten(variables["params"])
     moved = traverse_util.unflatten_dict({**params, "stem/cls_token": params["stem/cls_token"] * -5}, sep="/")
     one, other = (net.apply({"params": p}, image, train=False)["16"] for p in (variables["params"], moved))
     assert np.abs(one - other).max() > 1e-3
@@ -122,7 +119,9 @@ def test_the_class_token_takes_part_in_attention():
 def test_gradient_everywhere_but_at_key_biases(h):
     net = vit.ViT(**TINY)
     variables, image = initialised(net, h)
-    grads = flat(jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, image, train=True)["16"] ** 3)))(variables)["params"])
+    grads = flatten(
+        jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, image, train=True)["16"] ** 3)))(variables)["params"]
+    )
     for path, grad in grads.items():
         if path.endswith("attention/qkv/bias"):
             q, k, v = np.split(np.abs(grad), 3)
@@ -140,7 +139,7 @@ def test_frozen_stages_get_no_gradient(frozen):
     def loss(v):
         return jnp.sum(net.apply(v, image, train=True, rngs={"dropout": jax.random.key(6)})["16"] ** 3)
 
-    grads = flat(jax.jit(jax.grad(loss))(variables)["params"])
+    grads = flatten(jax.jit(jax.grad(loss))(variables)["params"])
     fixed = {part.strip() for part in frozen.split(",")} if frozen != "all" else {"stem", "block1", "block2", "block3"}
     for path, grad in grads.items():
         held = path.split("/")[0] in fixed or (path.startswith("norm/") and "block3" in fixed)

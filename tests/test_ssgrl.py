@@ -30,8 +30,8 @@ def build(**settings):
     return SSGRL(backbone=None, criterion=loss, meta=settings.pop("meta", meta()), **({"width": 14} | settings))
 
 
-def batch(shape=(3, 4, 4, 20), labels=L, observed=0.5):
-    return toy.batch(shape, labels, observed=observed, seed=1)
+def batch(shape=(3, 4, 4, 20), labels=L, observed=0.5, mask=None):
+    return toy.batch(shape, labels, observed=observed, mask=mask, seed=1)
 
 
 # Compiled once for all tests whose modules have equal settings and whose batches have equal shapes.

@@ -113,7 +113,10 @@ def test_no_backbone_is_missing_from_the_table():
     assert set(COUNTS) == set(build.names("backbones"))
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if not name.startswith(("swin", "vit", "cvt"))])
+OWN = [name for name in COUNTS if not name.startswith(("swin", "vit", "cvt"))]
+
+
+@pytest.mark.parametrize("name", toy.slow_but(OWN, ["resnet50", "resnet101", "tresnet_l", "mobilenet_v1", "small"]))
 def test_parameter_count_and_shapes(name):
     """Those of Swin, ViT and CvT: tests/test_transformers.py."""
     own = name != "small"

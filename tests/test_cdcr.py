@@ -91,6 +91,7 @@ def test_no_scoring_before_its_start():
     assert (variables["memory"]["weights"] == 1 - meta().labels).all()  # one half is below alpha
 
 
+@pytest.mark.slow
 def test_two_stages_resume_exactly(tmp_path, monkeypatch):
     found = toy.shallow(toy.config("cdcr"))
     folders = trained_twice(found, tmp_path, monkeypatch, 10)  # inside the second stage, between its refreshes

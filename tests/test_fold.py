@@ -21,7 +21,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", toy.slow_but(NETS, ["resnet", "basic", "tresnet", "small"]))
 def test_folded_values(name):
     """Random statistics, gains and biases: equal to 1e-5 of the largest value, and nothing left to normalise."""
 

@@ -34,7 +34,11 @@ BEGUN = {
 }
 
 
-@pytest.mark.parametrize("name", toy.CONFIGS)
+# One of each kind: statistics of the batch, memories, tables, refreshes, attention; `make slow` has the others.
+QUICK = ("baseline", "cdcr", "cmsg", "csra", "curriculum", "ml_gcn", "role", "single_positive", "sst")
+
+
+@pytest.mark.parametrize("name", toy.slow_but(toy.CONFIGS, QUICK))
 def test_jit_one_device_equals_jit_two_equals_pmap_two(name):
     found = toy.shallow(toy.without_dropout(toy.config(name, ema=0.9)))
     found.optim.update(name="sgd", schedule={"name": "constant"}, lr=0.05)  # Adam would hide a scale

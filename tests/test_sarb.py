@@ -274,7 +274,7 @@ def test_scores_give_features_of_the_entries_that_are_asked_for():
     close(scorer.outputs(variables, source, None, found, entries=entries)["label_features"], whole[entries])
 
 
-@pytest.mark.parametrize("name", ["sst", "sarb"])
+@pytest.mark.parametrize("name", toy.slow_but(["sst", "sarb"], ["sst"]))
 def test_resume_inside_the_pseudo_label_schedule_and_around_a_refresh(name, tmp_path, monkeypatch):
     """Three steps an epoch; pseudo labels and prototypes start with the second."""
     found = toy.shallow(toy.config(name, optim__epochs=3, eval__every=3, **SMALL))

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
 PLAIN = {"mean": [0.5] * 3, "std": [0.25] * 3, "weights": None}
+
+
+def slow_but(names: Iterable[str], quick: Iterable[str]) -> list[Any]:
+    """Parameters of a test, of which all but some are for `make slow`."""
+    kept = set(quick)
+    return [name if name in kept else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 # --- metadata and batches ---------------------------------------------------------------------------------------------

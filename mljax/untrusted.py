@@ -15,7 +15,7 @@ import numpy as np
 
 SPARE = 256 << 20  # bytes that unpacking any file may take, besides twice its own size
 MAX_IMAGE = 512 << 20  # bytes of an image file
-MAX_DIRECTORY = 8 << 20  # bytes of the list of members of a zip file of arrays
+MAX_DIRECTORY = 2 << 20  # bytes of the list of members of a zip file of arrays: some 20,000, half a second to read
 MAX_DIMENSIONS = 32
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

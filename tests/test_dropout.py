@@ -101,7 +101,7 @@ def dropped(name):
     return config
 
 
-@pytest.mark.parametrize("name", ["baseline", "ml_decoder"])
+@pytest.mark.parametrize("name", toy.slow_but(["baseline", "ml_decoder"], ["baseline"]))
 def test_losses_are_the_same_on_any_devices(name):
     config = dropped(name)
     steps = toy.Steps(config)

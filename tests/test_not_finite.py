@@ -95,7 +95,7 @@ def run(add_file, tmp_path, monkeypatch):
     return fit
 
 
-@pytest.mark.parametrize("log_every", [1, 20])
+@pytest.mark.parametrize("log_every", toy.slow_but([1, 20], [20]))  # the later one is the harder
 @pytest.mark.parametrize("place", CAUSES)
 def test_a_fault_ends_the_run_at_its_step_unsaved(run, place, log_every):
     message, started, placed, workdir = run(place, log_every=log_every)

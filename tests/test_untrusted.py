@@ -112,6 +112,16 @@ def test_a_bomb_is_refused_from_its_list_of_members(tmp_path, bounded):
         untrusted.read_npz(tmp_path / "x.npz")
 
 
+def test_a_list_of_many_members_is_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        for i in range(40_000):
+            archive.writestr(f"{i}.npy", b"")
+    began = time.process_time()
+    with pytest.raises(ValueError, match="at most 2,097,152 are read"):
+        untrusted.read_npz(tmp_path / "x.npz")
+    assert time.process_time() - began < 0.1
+
+
 def test_members_that_overlap_and_lists_of_a_million(tmp_path, bounded):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
         archive.writestr("a.npy", npy())

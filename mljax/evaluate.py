@@ -10,7 +10,7 @@ from typing import Any
 from mljax import metrics
 from mljax.config.command import Parser, guarded
 from mljax.config.derive import derive
-from mljax.config.overrides import override
+from mljax.config.overrides import overridden
 from mljax.errors import UserError, one_of
 
 
@@ -37,13 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         changes["eval.definition"] = args.definition
     if args.views:
         changes["cache.eval_views"] = tuple(args.views.split(","))
-    config = derive(run.experiment.config, changes)
-    for key, value in overrides:
+    for key, _ in overrides:
         if not key.startswith(("data.", "splits.", "input.eval.", "eval.")):
             raise UserError(
                 f"--config.{key} cannot be changed after training; config.data, splits, input.eval and eval can."
             )
-        override(config, key, value)
+    config = overridden(derive(run.experiment.config, changes), overrides)
     run.with_config(config).evaluate(args.split, labels=args.labels, vectors=args.vectors)
     return 0
 

@@ -214,7 +214,7 @@ def test_a_value_that_cannot_be_measured_is_a_row(monkeypatch, capsys, tmp_path)
     (("--config=configs/baseline.py:smoke", "--batch=0"), "--batch=0 must be at least 1"),
     (("--config=configs/baseline.py:smoke", "--only=trian"), "did you mean 'train'"),
     (("--config=configs/baseline.py:smoke", "--scale=label"), "did you mean 'labels'"),
-    (("--config=configs/baseline.py:smoke", "--scale=batch", "--values=1,x"), "no list of whole numbers"),
+    (("--config=configs/baseline.py:smoke", "--scale=batch", "--values=1,x"), "not a list of whole numbers"),
     (("--config=configs/baseline.py:smoke", "--against=jax"), "invalid choice"),
     (("--config=x", "--profile=p", "--find-batch"), "and --find-batch measures none"),
     (("--config=x", "--profile=p", "--scale=labels"), "and --scale=labels measures none"),

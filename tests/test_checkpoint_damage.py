@@ -271,7 +271,7 @@ def test_failing_write_in_the_background(tmp_path):
     assert done.stderr == ""
     assert done.stdout.splitlines() == [
         f"The checkpoint of step 2 cannot be written to {tmp_path} (File too large); free some space or choose another"
-        " folder and resume, the older checkpoints are whole.",
+        " folder and resume; the older checkpoints are whole.",
         "[1, 3]",
     ]
 

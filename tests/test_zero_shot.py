@@ -106,7 +106,7 @@ def test_files_of_vectors_that_do_not_fit(tmp_path):
 
 def test_hidden_labels_that_do_not_exist_or_are_all():
     source = load({"name": "scenes", "train_images": 5}, "train")
-    with pytest.raises(UserError, match=r"config.unseen has 'shep', which is no label .*did you mean 'sheep'"):
+    with pytest.raises(UserError, match=r"config.unseen has 'shep', which is not a label .*did you mean 'sheep'"):
         unseen.without(source, ("shep",))
     with pytest.raises(UserError, match="config.unseen names all labels of scenes train; leave some"):
         unseen.without(source, scenes.CLASSES)

@@ -30,7 +30,7 @@ def values_of(axis: str, text: str | None) -> tuple[int, ...]:
     try:
         values = tuple(int(v) for v in text.split(","))
     except ValueError:
-        raise UserError(f"--values={text} is no list of whole numbers; write --values=1,2,4.") from None
+        raise UserError(f"--values={text} is not a list of whole numbers; write --values=1,2,4.") from None
     if min(values) < 1:
         raise UserError(f"--values={text} has a number below 1; write --values=1,2,4.")
     return values

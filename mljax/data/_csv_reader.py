@@ -55,8 +55,8 @@ def read_rows(path: Path, form: Form, *, classes_given: bool = False) -> Rows:
         raise UserError(f"{str(path)!r} cannot be read as CSV ({error}): check quotes and line ends.") from error
     if not rows.images:
         raise UserError(
-            f"{str(path)!r} has no rows: a header {form.delimiter.join(form.columns[:3])!r} and a row an image are"
-            " expected."
+            f"{str(path)!r} has no rows; expected a header {form.delimiter.join(form.columns[:3])!r} and a row per"
+            " image."
         )
     _check_images(path, rows)
     _check_names(path, rows, form.separator, classes_given)
@@ -184,7 +184,7 @@ def _positions(path: Path, header: list[str], form: Form) -> tuple[int, int, int
         )
     if len(header) == 1 and (other := next((d for d in ";\t|," if d in header[0]), None)):
         raise UserError(
-            f"{str(path)!r} has one column {header[0]!r}: its columns are parted by {other!r}, so set "
+            f"{str(path)!r} has one column {header[0]!r}: its columns are separated by {other!r}, so set "
             f"delimiter={other!r}."
         )
     if twice := [name for name in set(header) if name and header.count(name) > 1]:
@@ -244,5 +244,5 @@ def _check_names(path: Path, rows: Rows, separator: str, classes_given: bool) ->
         name, other = odd[0]
         raise UserError(
             f"Line {rows.line_of(name)[0]} of {str(path)!r} has the label {name!r}, with {other!r} inside: set "
-            f"separator={other!r} if it parts labels, or list 'classes' if it does not."
+            f"separator={other!r} if it separates labels, or list 'classes' if it does not."
         )

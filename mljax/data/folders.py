@@ -49,9 +49,7 @@ def folders(
     photos = _photos(place, names)
     if not photos:
         hint = ", or remove it and set val_share=0.2" if name == "val" else ""
-        raise UserError(
-            f"{str(place)!r} holds no images ({', '.join(IMAGES)}): expected are {{class}}/photo.jpg{hint}."
-        )
+        raise UserError(f"{str(place)!r} holds no images ({', '.join(IMAGES)}): expected {{class}}/photo.jpg{hint}.")
     if val_share:
         photos = [photo for photo in photos if (drawn(photo[0].name) < val_share) == (split == "val")]
     if not photos:
@@ -121,7 +119,7 @@ def _classes(folder: Path, split: str, classes: tuple[str, ...], train_split: st
             )
         names = tuple(_folders(folder / train_split))
         if not names:
-            raise UserError(f"{str(folder / train_split)!r} has no class folders: expected are {{class}}/photo.jpg.")
+            raise UserError(f"{str(folder / train_split)!r} has no class folders: expected {{class}}/photo.jpg.")
         if empty := [name for name in names if not _images(folder / train_split / name)]:
             raise UserError(
                 f"Class folders in {str(folder / train_split)!r} hold no images: {some(empty)}; fill or remove them."

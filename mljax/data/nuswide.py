@@ -171,7 +171,7 @@ def _official(folder: Path, split: str) -> Rows:
 def _image_list(path: Path) -> list[str]:
     names = [line.replace("\\", "/") for line in text_lines(path, hint="unpack NUS-WIDE's ImageList there")]
     if not names:
-        raise UserError(f"The list {str(path)!r} is empty, where one image path a line is expected.")
+        raise UserError(f"The list {str(path)!r} is empty; expected one image path per line.")
     check_once(names, where=f"The list {str(path)!r}")
     return names
 
@@ -205,7 +205,7 @@ def _columns(files: Sequence[Path], rows: int, listing: Path) -> np.ndarray:
             ) from None
         digit = (data == ord("0")) | (data == ord("1"))
         if not np.isin(data[~digit], np.frombuffer(b" \t\r\n", np.uint8)).all() or (digit[1:] & digit[:-1]).any():
-            raise UserError(f"{str(path)!r} holds something else than a 0 or 1 a line: unpack NUS-WIDE's labels again.")
+            raise UserError(f"{str(path)!r} has a line that is neither 0 nor 1: unpack NUS-WIDE's labels again.")
         values = data[digit] - ord("0")
         if len(values) != rows:
             raise UserError(

@@ -25,7 +25,7 @@ def without(source: Source, unseen: Sequence[str]) -> Source:
     for name in unseen:
         if name not in source.classes:
             raise UserError(
-                f"config.unseen has {name!r}, which is no label of {source.name}{nearest(name, source.classes)}."
+                f"config.unseen has {name!r}, which is not a label of {source.name}{nearest(name, source.classes)}."
             )
     if not unseen:
         return source

@@ -51,7 +51,7 @@ def visual_genome(
     listing = folder / f"{split}_list_500.txt"
     ids = text_lines(listing)
     if not ids:
-        raise UserError(f"The list {str(listing)!r} is empty, where one image file name a line is expected.")
+        raise UserError(f"The list {str(listing)!r} is empty; expected one image file name per line.")
     check_once(ids, where=f"The list {str(listing)!r}")
     labels = _labels(folder / f"vg_category_{size}_labels_index.json", ids, size, listing)
     paths = _paths(folder, images, ids)

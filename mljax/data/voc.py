@@ -163,7 +163,7 @@ def read_ids(folder: Path, split: str) -> list[str]:
         )
     ids = [fields[0] for line in _lines(path) if (fields := line.split())]
     if not ids:
-        raise UserError(f"The list {str(path)!r} is empty, where one image id a line is expected.")
+        raise UserError(f"The list {str(path)!r} is empty; expected one image id per line.")
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         raise UserError(f"The list {str(path)!r} names images twice: {some(twice)}; keep one line for each.")

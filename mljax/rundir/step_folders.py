@@ -89,5 +89,5 @@ def unwritten(path: Path, reason: str, code: int | None = None) -> UserError:
     """The error of a step that could not be written."""
     return UserError(
         f"The checkpoint of step {path.name} cannot be written to {path.parent} ({reason});"
-        f" {remedy(code, 'free some space or choose another folder')} and resume, the older checkpoints are whole."
+        f" {remedy(code, 'free some space or choose another folder')} and resume; the older checkpoints are whole."
     )

@@ -146,9 +146,8 @@ def uninterrupted(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(
-    "stop", toy.slow_but([3, 4], [3])
-)  # steps of an epoch: 3; just before a refresh, and just after
+# Epochs have 3 steps: just before a refresh, and just after.
+@pytest.mark.parametrize("stop", toy.slow_but([3, 4], [3]))
 def test_resume_around_a_refresh_is_exact(uninterrupted, tmp_path, monkeypatch, stop):
     with monkeypatch.context() as patch:
         interrupted_at(patch, stop)

@@ -384,6 +384,5 @@ def test_full_size_names_and_shapes_are_those_of_the_released_files(title):
     assert len(state) + counters == released_names.total(f"Q2L {title}")
     found = read_config(f"configs/query2label.py:{word}").unlock()
     found.system.update(settings)
-    released_names.fits(
-        found, toy.meta(80), {f"module.{name}": x for name, x in state.items()}
-    )  # as DataParallel saves it
+    saved = {f"module.{name}": x for name, x in state.items()}  # as by DataParallel
+    released_names.fits(found, toy.meta(80), saved)

@@ -107,9 +107,8 @@ def same_state(whole, parts, stage="0"):
     return state
 
 
-@pytest.mark.parametrize(
-    "stop", toy.slow_but([4, 6], [6])
-)  # steps of an epoch: 3; inside an epoch, and after a refresh
+# Epochs have 3 steps: inside one, and after a refresh.
+@pytest.mark.parametrize("stop", toy.slow_but([4, 6], [6]))
 def test_interrupted_equals_uninterrupted(config, tmp_path, monkeypatch, stop):
     whole, parts = trained_twice(config, tmp_path, monkeypatch, stop, f"stopped at step {stop} of 12 and saved")
     same_state(whole, parts)

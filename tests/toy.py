@@ -218,12 +218,12 @@ class Steps:
 
     def __init__(self, found: Any, memory: Any = None):
         self.config, self.terms = found, []
-        self.run, source = assembled(found)
-        variables = experiment.init_variables(self.run, found.seed)
+        run, source = assembled(found)
+        variables = experiment.init_variables(run, found.seed)
         if memory is not None:
             variables = {**variables, "memory": memory(dict(variables["memory"]))}
         self.variables = jax.device_get(variables)  # a step takes those on devices away
-        self.batches = batches(found, source, self.run, 3)
+        self.batches = batches(found, source, run, 3)
         self.made: dict[str, Any] = {}
 
     def __call__(self, kind: str, devices: int) -> tuple[Any, list[float]]:
